@@ -1,0 +1,80 @@
+"""Random changes of images. One function each, registered in `AUGMENTATIONS`.
+
+What is random is drawn first, as numbers; applying it is then a fixed, differentiable function.
+
+Shapes: B = batch, image = (ch, h, w).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One draw: an affine change for each image.
+
+    Attributes:
+        matrices: (B, 2, 3), from places in the result to places in the image, both from -1 to 1.
+        fill_with_mean: (B,) 1: what comes from outside the image is the mean of the batch;
+            0: it is 0, the mean of the real images.
+    """
+
+    matrices: Tensor
+    fill_with_mean: Tensor
+
+
+Draw = Callable[[int, tuple[int, int], torch.Generator], Augmentation]
+"""`(num_images, (height, width), generator)` -> a draw."""
+
+CROP_PADDING = 4
+"""Pixels added on each side before a crop of the image's own size."""
+SCALE_RANGE = 0.2
+"""Height and width each change by a factor from 1 - this to 1 + this."""
+ROTATION_RANGE = 45
+"""Degrees, to either side."""
+
+
+def crop_scale_rotate(
+    num_images: int, size: tuple[int, int], generator: torch.Generator
+) -> Augmentation:
+    """Exactly one of crop, scale and rotate for each image, as published for MNIST.
+
+    Zhao, Mopuri and Bilen, ICLR 2021 (published code): crop pads 4 pixels with the mean; scale
+    multiplies height and width each by U(0.8, 1.2) and fills with 0; rotate turns by U(-45, 45)
+    degrees and fills with the mean. All three interpolate linearly here (there: nearest pixel for
+    scale, cubic splines for rotate).
+    """
+    height, width = size
+    kind = torch.randint(3, (num_images,), generator=generator)
+    shift = torch.randint(-CROP_PADDING, CROP_PADDING + 1, (num_images, 2), generator=generator)
+    scale = 1 + SCALE_RANGE * (2 * torch.rand(num_images, 2, generator=generator) - 1)
+    angle = math.radians(ROTATION_RANGE) * (2 * torch.rand(num_images, generator=generator) - 1)
+
+    crop, scaling, rotation = (torch.zeros(num_images, 2, 3) for _ in range(3))
+    crop[:, 0, 0] = crop[:, 1, 1] = 1
+    crop[:, :, 2] = 2 * shift / torch.tensor([width, height])
+    scaling[:, 0, 0] = 1 / scale[:, 1]
+    scaling[:, 1, 1] = 1 / scale[:, 0]
+    # Places are in units of half the width and half the height: a turn mixes the two.
+    rotation[:, 0, 0] = rotation[:, 1, 1] = angle.cos()
+    rotation[:, 0, 1] = -angle.sin() * height / width
+    rotation[:, 1, 0] = angle.sin() * width / height
+    matrices = torch.stack([crop, scaling, rotation])[kind, torch.arange(num_images)]
+    return Augmentation(matrices, (kind != 1).float())
+
+
+def apply_augmentation(images: Tensor, augmentation: Augmentation) -> Tensor:
+    """Apply a draw to images (B, ch, h, w), normalised; differentiable with respect to them."""
+    fill = images.mean((0, 2, 3)) * augmentation.fill_with_mean.to(images)[:, None]
+    fill = fill[:, :, None, None]
+    grid = F.affine_grid(augmentation.matrices.to(images), list(images.shape), align_corners=False)
+    # `grid_sample` fills with 0: take the fill away before it, and give it back after.
+    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+
+
+AUGMENTATIONS: dict[str, Draw | None] = {"none": None, "crop_scale_rotate": crop_scale_rotate}

@@ -1,0 +1,151 @@
+"""The prepared dataset: uint8 images, and batches of them drawn by class.
+
+Shapes: N = number of images, C = classes, R = images drawn per class, image = (ch, h, w).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condensation.files import write_array, write_json
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images and the statistics that normalise them.
+
+    Attributes:
+        images: (N, ch, h, w) uint8.
+        labels: (N,) int64.
+        mean: (ch,) float32 of the whole training set, in pixel values from 0 to 1.
+        std: (ch,) float32, likewise.
+        class_names: One name for each class.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(ch, h, w)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
+        pixels = images.float() / 255
+        return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+    def class_images(self, class_index: int) -> Tensor:
+        """Return all images of one class: (n, ch, h, w) uint8, in the order of the dataset."""
+        return self.images[self.labels == class_index]
+
+
+def sample_class(images: Tensor, num_images: int, name: str, generator: torch.Generator) -> Tensor:
+    """Draw `num_images` of one class's images, without repeats: (num_images, ch, h, w).
+
+    Args:
+        images: (n, ch, h, w), all images of the class.
+        num_images: How many to draw.
+        name: The class's name, for the message.
+        generator: The stream to draw from.
+
+    Raises:
+        ValueError: The class has fewer images than that.
+    """
+    if num_images > len(images):
+        raise ValueError(
+            f"class '{name}': has {len(images)} images, fewer than the {num_images} asked for"
+        )
+    chosen = torch.randperm(len(images), generator=generator)[:num_images]
+    return images[chosen.to(images.device)]
+
+
+def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:
+    """Write the prepared data: `.npy` arrays and `statistics.json`.
+
+    Args:
+        folder: Where to.
+        train: The whole training set.
+        test: The test set.
+        validation_index: (V,) int64, the training images that are set aside for validation.
+    """
+    for name, dataset in (("train", train), ("test", test)):
+        write_array(folder / f"{name}_images.npy", dataset.images.numpy())
+        write_array(folder / f"{name}_labels.npy", dataset.labels.numpy())
+    write_array(folder / "validation_index.npy", validation_index.numpy())
+    write_json(
+        folder / "statistics.json",
+        {
+            "class_names": list(train.class_names),
+            "mean": train.mean.tolist(),
+            "std": train.std.tolist(),
+        },
+    )
+
+
+def load_training(folder: Path, split: str) -> Dataset:
+    """Load the real images that may be learned from.
+
+    Args:
+        folder: The prepared data.
+        split: `test`: the whole training set; `validation`: all of it but the validation part.
+    """
+    dataset = _load(folder, "train")
+    return (
+        _subset(dataset, ~_validation_mask(folder, dataset)) if split == "validation" else dataset
+    )
+
+
+def load_scoring(folder: Path, split: str) -> Dataset:
+    """Load the real images that accuracy is measured on.
+
+    Args:
+        folder: The prepared data.
+        split: `test`: the test set; `validation`: the validation part of the training set.
+    """
+    if split == "test":
+        return _load(folder, "test")
+    dataset = _load(folder, "train")
+    return _subset(dataset, _validation_mask(folder, dataset))
+
+
+def _load(folder: Path, part: str) -> Dataset:
+    def array(name: str) -> Tensor:
+        return torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False))
+
+    statistics = json.loads((folder / "statistics.json").read_text())
+    return Dataset(
+        array(f"{part}_images"),
+        array(f"{part}_labels"),
+        torch.tensor(statistics["mean"]),
+        torch.tensor(statistics["std"]),
+        tuple(statistics["class_names"]),
+    )
+
+
+def _validation_mask(folder: Path, dataset: Dataset) -> Tensor:
+    index = torch.from_numpy(np.load(folder / "validation_index.npy", allow_pickle=False))
+    return torch.zeros(len(dataset.labels), dtype=torch.bool).index_fill(0, index, True)
+
+
+def _subset(dataset: Dataset, mask: Tensor) -> Dataset:
+    return Dataset(
+        dataset.images[mask],
+        dataset.labels[mask],
+        dataset.mean,
+        dataset.std,
+        dataset.class_names,
+    )

@@ -1,0 +1,103 @@
+"""Derivatives of the classification loss with respect to the network's parameters.
+
+Notation (see Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021):
+    l(theta; X, y) = mean cross-entropy;  g = dl/dtheta;  H = d2l/dtheta2.
+Shapes: B = batch, image = (ch, h, w); a gradient has the shape of theta.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad
+
+from condensation.networks import Network, Theta
+
+
+def classification_loss(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy l(theta; images, labels), ()."""
+    return F.cross_entropy(network(theta, images), labels)
+
+
+def loss_gradient(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> Theta:
+    """Return g(theta; images, labels), differentiable with respect to theta and the images."""
+    gradient: Theta = grad(classification_loss)(theta, network, images, labels)
+    return gradient
+
+
+def hessian_vector_product(
+    theta: Theta, network: Network, images: Tensor, labels: Tensor, vector: Theta
+) -> Theta:
+    """Return H(theta; images, labels) v, differentiable with respect to the images.
+
+    Reverse over reverse: the gradient of <g, v>; H itself is never formed (Pearlmutter, "Fast Exact
+    Multiplication by the Hessian", 1994). Forward over reverse would be cheaper, but PyTorch keeps
+    the level of forward mode in one variable for the whole process, so threads cannot use it.
+    """
+
+    def slope(at: Theta) -> Tensor:
+        return inner_product(loss_gradient(at, network, images, labels), vector)
+
+    product: Theta = grad(slope)(theta)
+    return product
+
+
+def inner_product(a: Theta, b: Theta) -> Tensor:
+    """Return <a, b>, the sum over all parameters of the products, ()."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def constant_loss_gradient(
+    theta: Theta, network: Network, images: Tensor, labels: Tensor, block_size: int
+) -> Theta:
+    """Return g as a constant, computed a block of images at a time.
+
+    The same numbers as `loss_gradient`, for where nothing is differentiated further: ordinary
+    reverse mode keeps no graph of the backward pass, and blocks keep the activations in cache.
+
+    Args:
+        theta: Parameters.
+        network: The network.
+        images: (B, ch, h, w).
+        labels: (B,).
+        block_size: Images that go through the network at once.
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    total = {name: torch.zeros_like(value) for name, value in theta.items()}
+    for part, block, block_labels in _blocks(images, labels, block_size):
+        loss = part * classification_loss(leaves, network, block, block_labels)
+        _add(total, torch.autograd.grad(loss, list(leaves.values())))
+    return total
+
+
+def constant_hessian_vector_product(
+    theta: Theta,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    vector: Theta,
+    block_size: int,
+) -> Theta:
+    """Return H v as a constant, a block of images at a time; see `hessian_vector_product`."""
+    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    total = {name: torch.zeros_like(value) for name, value in theta.items()}
+    for part, block, block_labels in _blocks(images, labels, block_size):
+        loss = part * classification_loss(leaves, network, block, block_labels)
+        gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        slope = inner_product(dict(zip(leaves, gradient, strict=True)), vector)
+        _add(total, torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True))
+    return total
+
+
+def _add(total: Theta, part: Sequence[Tensor]) -> None:
+    for value, addend in zip(total.values(), part, strict=True):
+        value += addend
+
+
+def _blocks(
+    images: Tensor, labels: Tensor, block_size: int
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Yield (share of the batch, images, labels) of each block."""
+    for block, block_labels in zip(images.split(block_size), labels.split(block_size), strict=True):
+        yield len(block) / len(images), block, block_labels

@@ -1,0 +1,70 @@
+"""What several tests share: tiny networks and a tiny dataset, seeded; oracles are in float64."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from condensation.datasets import Dataset
+from condensation.networks import Network, Theta, build_network, init_theta
+from condensation.randomness import generator
+
+ROOT = Path(__file__).resolve().parent.parent
+NUM_CLASSES = 3
+IMAGE_SHAPE = (1, 16, 16)
+TINY_OPTIONS: dict[str, dict[str, int | float | str]] = {
+    "convnet": {"width": 4, "depth": 2},
+    "mlp": {"width": 6},
+}
+"""Options that make a registered network small; one that is not listed is small enough."""
+
+
+def tiny_network(name: str, **options: int | float | str) -> tuple[Network, Theta]:
+    """Build a small network and draw its parameters, in float64."""
+    network = build_network(
+        name, IMAGE_SHAPE, NUM_CLASSES, {**TINY_OPTIONS.get(name, {}), **options}
+    )
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    return network, {key: value.double() for key, value in theta.items()}
+
+
+def random_images(*shape: int, stream: str) -> Tensor:
+    """Draw normalised images (*shape, ch, h, w) in float64."""
+    return torch.randn(*shape, *IMAGE_SHAPE, generator=generator(1, stream), dtype=torch.float64)
+
+
+def central_difference(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor) -> Tensor:
+    """Return the derivative of `function` at a point in a direction, to about 1e-9 in float64."""
+    step = 1e-6
+    return (function(at + step * along) - function(at - step * along)) / (2 * step)
+
+
+@pytest.fixture
+def tiny_dataset() -> Dataset:
+    """Three unequal classes of 5, 7 and 9 random images."""
+    labels = torch.tensor([0] * 5 + [1] * 7 + [2] * 9)
+    labels = labels[torch.randperm(21, generator=generator(0, "order"))]
+    pixels = torch.randint(0, 256, (21, *IMAGE_SHAPE), generator=generator(0, "pixels"))
+    names = ("zero", "one", "two")
+    return Dataset(pixels.to(torch.uint8), labels, torch.tensor([0.5]), torch.tensor([0.3]), names)
+
+
+@pytest.fixture(scope="session")
+def command_environment() -> dict[str, str]:
+    """The environment for git and dvc in a temporary repository: nobody's own settings."""
+    identity = {
+        f"GIT_{role}_{part}": "tests@example.org"
+        for role in ("AUTHOR", "COMMITTER")
+        for part in ("NAME", "EMAIL")
+    }
+    return {
+        **os.environ,
+        **identity,
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }

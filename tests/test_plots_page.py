@@ -1,0 +1,161 @@
+"""The pages of `dvc plots show` and `dvc plots diff`: complete offline, every plot drawn."""
+
+import base64
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --virtual-time-budget=8000"
+).split()
+NETWORKS = ("convnet", "lenet", "mlp")
+CLASSES = tuple("0123456789")
+ITERATIONS = (0, 5, 10, 25)
+FIGURES = ("loss.png", "synthetic.png")
+PNG = base64.b64decode(  # one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+PAGES = {  # the command and the names of the revisions on its page
+    "show": (["show"], ("workspace",)),
+    "diff": (["diff", "HEAD~1", "HEAD"], ("HEAD~1", "HEAD")),
+}
+
+
+def run(*command: str, folder: Path) -> str:
+    """Return what a command prints, run in `folder` with fixed settings of Git and DVC."""
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{role}_NAME": "Test" for role in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{role}_EMAIL": "test@example.org" for role in ("AUTHOR", "COMMITTER")},
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def write_csv(path: Path, header: str, rows: Iterable[Iterable[object]]) -> None:
+    """Write a table; `header` is its column names, separated by commas."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+
+
+def write_data(folder: Path, plots: list[str | dict[str, dict[str, Any]]], scale: float) -> None:
+    """Write small made-up data for each plot of dvc.yaml, as its template takes it."""
+    for plot in plots:
+        if isinstance(plot, str):
+            (folder / plot).mkdir(parents=True, exist_ok=True)
+            for figure in FIGURES:
+                (folder / plot / figure).write_bytes(PNG)
+            continue
+        (settings,) = plot.values()
+        for name in settings["y"]:
+            path = folder / name
+            rows: list[tuple[object, ...]]
+            if settings["template"] == "loss":
+                rows = [(i, scale / (i + 1)) for i in ITERATIONS]
+                write_csv(path, "iteration,loss", rows)
+            elif settings["template"] == "classes":
+                rows = [(i, c, scale * (int(c) + 1) / (i + 1)) for i in ITERATIONS for c in CLASSES]
+                write_csv(path, "iteration,class,loss", rows)
+            elif settings["template"] == "networks":  # a file for each network, or one for all
+                networks = [path.parent.name] if path.parent.name in NETWORKS else NETWORKS
+                rows = [(n, i, 60 + i, scale, 5, 99) for n in networks for i in ITERATIONS]
+                write_csv(path, "network,iteration,accuracy,std,n,ceiling", rows)
+
+
+class Elements(HTMLParser):
+    """The elements of a page: `found` holds (tag, attributes) in order."""
+
+    def __init__(self, page: str) -> None:
+        """Parse the page."""
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep one element."""
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository of two commits with this one's plots and made-up data."""
+    folder = tmp_path_factory.mktemp("repository")
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    for name in (".gitignore", ".dvc/.gitignore", ".dvc/config", "params.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}))
+    run("git", "init", "--quiet", folder=folder)
+    for scale in (1.0, 2.0):
+        write_data(folder, plots, scale)
+        run("git", "add", "--all", folder=folder)
+        run("git", "commit", "--quiet", "--message", f"scale {scale}", folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_refers_to_files_of_the_repository_only(repository: Path, page: str) -> None:
+    """Scripts, links and images are files that exist; none comes from a network."""
+    run("dvc", "plots", *PAGES[page][0], folder=repository)
+    folder = repository / "dvc_plots"
+    for tag, attributes in Elements((folder / "index.html").read_text()).found:
+        for target in (attributes[name] for name in ("src", "href") if name in attributes):
+            if not target.startswith("data:"):
+                assert (folder / target).is_file(), f"<{tag}> refers to {target}"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {', '.join(BROWSERS)}")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_plot_is_drawn(repository: Path, tmp_path: Path, page: str) -> None:
+    """In a browser without a network each series is a line of its own, and each image loads."""
+    arguments, revisions = PAGES[page]
+    run("dvc", "plots", *arguments, folder=repository)
+    index = repository / "dvc_plots" / "index.html"
+    note_widths = "for (const image of document.images) image.dataset.width = image.naturalWidth"
+    script = f"<script>addEventListener('load', () => {{ {note_widths} }})</script></body>"
+    index.write_text(index.read_text().replace("</body>", script))
+
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    browser = [str(CHROMIUM), *FLAGS, offline, f"--user-data-dir={tmp_path}", "--dump-dom"]
+    elements = Elements(run(*browser, index.as_uri(), folder=tmp_path)).found
+
+    marks = [a for _, a in elements if a.get("role") == "graphics-symbol"]
+    lines = [a for a in marks if a["aria-roledescription"] == "line mark"]
+    labels = [label["aria-label"] for label in lines]
+    by_network = [re.search(r"network: (\S+); revision: (\S+)", label) for label in labels]
+    by_class = [re.search(r"class: (\S+); revision: (\S+)", label) for label in labels]
+    assert sorted(m.groups() for m in by_network if m) == sorted(product(NETWORKS, revisions))
+    assert sorted(m.groups() for m in by_class if m) == sorted(product(CLASSES, revisions))
+    assert len(lines) == (len(NETWORKS) + len(CLASSES) + 1) * len(revisions)
+    for line in lines:  # M x,y L x,y ...: a point for each iteration, each of them a number
+        assert re.fullmatch(r"M[-\d.e,]+(L[-\d.e,]+)*", line.get("d", "")), line
+        assert line["d"].count("L") == len(ITERATIONS) - 1
+    bars = [a for a in marks if a["aria-roledescription"] == "rule mark"]
+    spreads_and_ceiling = len(ITERATIONS) + 1
+    assert len(bars) == len(NETWORKS) * spreads_and_ceiling * len(revisions)
+
+    images = [attributes for tag, attributes in elements if tag == "img"]
+    assert len(images) == len(FIGURES) * len(revisions)
+    assert all(image["data-width"] != "0" for image in images)
