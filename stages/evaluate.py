@@ -68,9 +68,9 @@ def main() -> None:
     mean = statistics.fmean(final)
     record = {
         "accuracy": round(mean, 2),
-        "std": float(spread(final) or "nan") if len(final) > 1 else None,
-        "n": len(final),
         "retained": round(100 * mean / ceiling, 2),
+        "std": float(spread(final)) if len(final) > 1 else None,
+        "n": len(final),
     }
     write_json(results / "metrics.json", {name: record})
     print(

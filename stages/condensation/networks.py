@@ -106,10 +106,11 @@ def convnet(
     """
     channels, height, width_px = image_shape
     border = 2 if height == width_px == 28 else 0
-    if min(height, width_px) + 2 * border < 2**depth:
+    deepest = int(math.log2(min(height, width_px) + 2 * border))
+    if depth > deepest:
         raise ValueError(
             f"networks.convnet.depth: got {depth}, too deep for images of {height} x {width_px}: "
-            f"each block halves them; takes at most {int(math.log2(min(height, width_px)))}"
+            f"each block halves them; takes at most {deepest}"
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for block in range(depth):

@@ -1,0 +1,101 @@
+"""A synthetic set comes back as it was written, byte for byte; a damaged one is refused."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from condensation.artefacts import SyntheticSet, read_synthetic_set, write_synthetic_set
+from condensation.randomness import generator
+
+
+@pytest.fixture
+def synthetic() -> SyntheticSet:
+    images = torch.randn(3, 2, 1, 4, 5, generator=generator(0))
+    names = ("a", "b", "c")
+    return SyntheticSet(
+        images, torch.tensor([0.1]), torch.tensor([0.3]), names, {"seed": "0", "order": "1"}
+    )
+
+
+def test_round_trip(tmp_path: Path, synthetic: SyntheticSet) -> None:
+    path = tmp_path / "folder" / "set.safetensors"
+    write_synthetic_set(path, synthetic)
+    read = read_synthetic_set(path)
+    assert torch.equal(read.images, synthetic.images)
+    assert torch.equal(read.mean, synthetic.mean) and torch.equal(read.std, synthetic.std)
+    assert read.class_names == ("a", "b", "c") and read.metadata == synthetic.metadata
+    assert read.labels.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert [p.name for p in path.parent.iterdir()] == ["set.safetensors"]
+
+
+def test_same_set_same_bytes(tmp_path: Path, synthetic: SyntheticSet) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        write_synthetic_set(path, synthetic)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_stranger_can_use_it_with_safetensors_alone(
+    tmp_path: Path, synthetic: SyntheticSet
+) -> None:
+    write_synthetic_set(tmp_path / "set.safetensors", synthetic)
+    tensors = safetensors.torch.load_file(tmp_path / "set.safetensors")
+    assert tensors["images"].shape == (6, 1, 4, 5) and tensors["labels"].tolist() == [
+        0, 0, 1, 1, 2, 2
+    ]  # fmt: skip
+
+
+def test_pixels_are_limited_to_what_can_be_shown(synthetic: SyntheticSet) -> None:
+    pixels = synthetic.pixels
+    assert pixels.min() >= 0 and pixels.max() <= 1
+    inside = (pixels > 0) & (pixels < 1)
+    expected = synthetic.images * 0.3 + 0.1
+    torch.testing.assert_close(pixels[inside], expected[inside], rtol=0, atol=1e-6)
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    tensors = safetensors.torch.load(content)
+    size = struct.unpack("<Q", content[:8])[0]
+    description = json.loads(content[8 : 8 + size])["__metadata__"]["description"]
+
+    def saved(description: str, **changes: torch.Tensor) -> bytes:
+        return safetensors.torch.save({**tensors, **changes}, {"description": description})
+
+    no_labels = {k: v for k, v in tensors.items() if k != "labels"}
+    return {
+        "empty": b"",
+        "truncated": content[:-7],
+        "huge header": struct.pack("<Q", 2**60) + content[8:],
+        "pickle": b"\x80\x04\x95" + bytes(40),
+        "other metadata": saved("{}"),
+        "metadata is no object": saved("[1]"),
+        "metadata is no JSON": saved("{"),
+        "no tensor": safetensors.torch.save(no_labels, {"description": description}),
+        "float64": saved(description, images=tensors["images"].double()),
+        "too few": saved(description, images=tensors["images"][:4].contiguous()),
+        "labels": saved(description, labels=tensors["labels"].flip(0).contiguous()),
+    }
+
+
+DAMAGES = list(damaged(safetensors.torch.save(
+    {"images": torch.zeros(2, 1, 1, 1), "labels": torch.zeros(1)}, {"description": "{}"}
+)))  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused(damage: str, tmp_path: Path, synthetic: SyntheticSet) -> None:
+    path = tmp_path / "set.safetensors"
+    write_synthetic_set(path, synthetic)
+    path.write_bytes(damaged(path.read_bytes())[damage])
+    with pytest.raises(ValueError, match=r"set\.safetensors: ") as caught:
+        read_synthetic_set(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.safetensors: cannot be read"):
+        read_synthetic_set(tmp_path / "none.safetensors")

@@ -1,0 +1,92 @@
+"""Raw files, prepared data, and batches by class."""
+
+import dataclasses
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from condensation.datasets import (
+    Dataset,
+    load_scoring,
+    load_training,
+    sample_class,
+    write_prepared,
+)
+from condensation.randomness import generator
+from condensation.raw_data import DATASETS, MNIST_FILES
+from conftest import ROOT
+from prepare import draw_validation, pixel_statistics
+
+MNIST = ROOT / "data" / "mnist"
+
+
+def test_mnist_is_the_published_one() -> None:
+    raw = DATASETS["mnist"](MNIST)
+    assert raw.train_images.shape == (60000, 1, 28, 28) and raw.train_images.dtype == torch.uint8
+    assert raw.test_images.shape == (10000, 1, 28, 28) and raw.class_names == tuple("0123456789")
+    assert raw.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert raw.test_labels.bincount().tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009
+    ]  # fmt: skip
+    mean, std = pixel_statistics(raw.train_images)
+    assert mean.item() == pytest.approx(0.1307, abs=5e-5)
+    assert std.item() == pytest.approx(0.3081, abs=5e-5)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other content", "not gzip"])
+def test_a_damaged_raw_file_is_named(damage: str, tmp_path: Path) -> None:
+    for name in MNIST_FILES:
+        shutil.copy(MNIST / name, tmp_path / name)
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"truncated": content[:-20], "other content": gzip.compress(b"no"), "not gzip": b"no"}[
+                damage
+            ]
+        )
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz: (is|cannot)") as caught:
+        DATASETS["mnist"](tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_prepared_data_comes_back(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    validation = draw_validation(tiny_dataset.labels, 2, tiny_dataset.class_names, 0)
+    test = dataclasses.replace(tiny_dataset, images=255 - tiny_dataset.images)
+    write_prepared(tmp_path, tiny_dataset, test, validation)
+
+    whole, tests = load_training(tmp_path, "test"), load_scoring(tmp_path, "test")
+    assert torch.equal(whole.images, tiny_dataset.images) and whole.class_names[1] == "one"
+    assert torch.equal(whole.mean, tiny_dataset.mean) and torch.equal(tests.images, test.images)
+    part, held_out = load_training(tmp_path, "validation"), load_scoring(tmp_path, "validation")
+    assert len(part.labels) == 15 and held_out.labels.bincount().tolist() == [2, 2, 2]
+    together = torch.cat([part.images, held_out.images]).flatten(1)
+    everything = tiny_dataset.images.flatten(1)
+    assert sorted(together.tolist()) == sorted(everything.tolist())
+
+
+def test_validation_part_keeps_an_image_of_each_class(tiny_dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"validation_per_class: got 5, .* less than the 5 .*zero"):
+        draw_validation(tiny_dataset.labels, 5, tiny_dataset.class_names, 0)
+
+
+def test_normalised_images_have_mean_0_and_standard_deviation_1(tiny_dataset: Dataset) -> None:
+    mean, std = pixel_statistics(tiny_dataset.images)
+    exact = dataclasses.replace(tiny_dataset, mean=mean, std=std)
+    images = exact.normalise(exact.images)
+    assert images.dtype == torch.float32 and abs(images.mean().item()) < 1e-5
+    assert images.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_draw_is_without_repeats_and_follows_its_stream(tiny_dataset: Dataset) -> None:
+    members = tiny_dataset.class_images(2)
+    first, again, other = (sample_class(members, 9, "two", generator(0, s)) for s in "aab")
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert sorted(first.flatten(1).tolist()) == sorted(members.flatten(1).tolist())
+    with pytest.raises(ValueError, match="class 'two': has 9 images, fewer than the 10 asked for"):
+        sample_class(members, 10, "two", generator(0))

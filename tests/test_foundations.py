@@ -1,0 +1,80 @@
+"""Random streams, atomic files, workers and devices."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from condensation.devices import choose_device
+from condensation.files import write_array, write_bytes, write_csv, write_json
+from condensation.randomness import generator
+from condensation.workers import parallel_map
+
+
+def draw(seed: int, *stream: str | int) -> list[int]:
+    return torch.randint(0, 2**62, (4,), generator=generator(seed, *stream)).tolist()
+
+
+def test_streams_are_named_and_independent() -> None:
+    assert draw(0, "real", 1) == draw(0, "real", 1)
+    streams: list[tuple[int, *tuple[str | int, ...]]] = [
+        (0, "real", 1),
+        (0, "real", 2),
+        (0, "theta", 1),
+        (1, "real", 1),
+        (0, "real", "1"),
+    ]
+    assert len({tuple(draw(*stream)) for stream in streams}) == len(streams)
+
+
+def test_the_numbers_of_a_stream_are_fixed() -> None:
+    """A change here changes every result ever made with a seed."""
+    assert generator(0, "theta", 1).initial_seed() == 2461161906666370850
+
+
+def test_a_failed_write_leaves_the_last_good_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    path = tmp_path / "new" / "file"
+    write_bytes(path, b"good")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(path, b"half")
+    assert path.read_bytes() == b"good" and list(path.parent.iterdir()) == [path]
+
+
+def test_files_are_readable_and_the_same_each_time(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["x", "y"], [(1, "a,b"), (2, "")])
+    assert (tmp_path / "a.csv").read_text() == 'x,y\n1,"a,b"\n2,\n'
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n  "x": 1\n}\n'
+    write_array(tmp_path / "a.npy", np.arange(3))
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
+    assert (tmp_path / "a.npy").stat().st_mode & 0o777 == 0o644
+
+
+def test_workers_keep_the_order_and_use_one_thread_each() -> None:
+    before = torch.get_num_threads()
+    results = parallel_map(lambda x: (x, torch.get_num_threads()), range(7), torch.device("cpu"))
+    assert results == [(x, 1) for x in range(7)]
+    assert torch.get_num_threads() == before
+
+
+def test_a_workers_error_reaches_the_caller() -> None:
+    def fail(x: int) -> int:
+        raise ValueError(f"item {x}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        parallel_map(fail, range(3), torch.device("cpu"))
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none_is_said() -> None:
+    with pytest.raises(ValueError, match="device: got cuda, but PyTorch finds no CUDA device"):
+        choose_device("cuda")
