@@ -20,14 +20,14 @@ def main() -> None:
     """Run the stage for one network.
 
     Raises:
-        ValueError: The network has no settings.
+        ValueError: The network is not in evaluate.networks.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", required=True)
     name: str = parser.parse_args().network
     params = load_params(Path("params.yaml"))
-    if name not in params.baseline.by_network:
-        raise ValueError(f"--network: got {name}, takes {' | '.join(params.baseline.by_network)}")
+    if name not in params.evaluate.networks:
+        raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
     shared, own = params.baseline, params.baseline.by_network[name]
     set_determinism()
     device = choose_device(params.device)

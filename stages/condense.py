@@ -50,11 +50,12 @@ def check_loss(loss: Tensor, iteration: int, class_names: tuple[str, ...]) -> No
     Raises:
         ValueError: Naming the iteration, the classes and the settings to look at.
     """
-    lost = [name for name, value in zip(class_names, loss.tolist(), strict=True) if value != value]
-    if lost or not loss.isfinite().all():
+    finite = loss.isfinite().tolist()
+    if not all(finite):
+        lost = [name for name, fine in zip(class_names, finite, strict=True) if not fine]
         raise ValueError(
             f"the matching loss is not finite at iteration {iteration} (classes: "
-            f"{', '.join(lost) or 'all'}); look at condense.image_learning_rate, "
+            f"{', '.join(lost)}); look at condense.image_learning_rate, "
             "condense.distance, order and condense.curvature.weight"
         )
 

@@ -27,14 +27,14 @@ def main() -> None:
     """Run the stage for one network.
 
     Raises:
-        ValueError: The network has no settings.
+        ValueError: The network is not in evaluate.networks.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", required=True)
     name: str = parser.parse_args().network
     params = load_params(Path("params.yaml"))
-    if name not in params.evaluate.by_network:
-        raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.by_network)}")
+    if name not in params.evaluate.networks:
+        raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
     set_determinism()
     tasks = list_tasks(params, name)
     scores = score(params, name, tasks)

@@ -7,16 +7,11 @@ import pandas as pd
 
 from condensation.artefacts import read_synthetic_set
 from condensation.datasets import Dataset, load_training
+from condensation.figure_style import save
 from condensation.files import write_bytes
+from condensation.image_grids import image_grid, snapshot_strip
 from condensation.params import load_params, run_stage
-from condensation.plots import (
-    accuracy_curve,
-    image_grid,
-    loss_curve,
-    retained_bars,
-    save,
-    snapshot_strip,
-)
+from condensation.plots import accuracy_curve, loss_curve, retained_bars
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ def images(num_images: int) -> Tensor:
     return torch.randn(num_images, 2, *SIZE, generator=generator(0, "images"), dtype=torch.float64)
 
 
-def matrix(rows: list[list[float]], fill_with_mean: float = 1.0) -> Augmentation:
-    return Augmentation(torch.tensor([rows], dtype=torch.float64), torch.tensor([fill_with_mean]))
+def matrix(rows: list[list[float]], scaled: bool = False) -> Augmentation:
+    return Augmentation(torch.tensor([rows], dtype=torch.float64), torch.tensor([scaled]))
 
 
 def kind(rows: Tensor) -> str:
@@ -49,8 +49,8 @@ def test_each_image_is_cropped_scaled_or_rotated() -> None:
     kinds = [kind(rows) for rows in draw.matrices]
     for name in ("crop", "scale", "rotate"):
         assert kinds.count(name) == pytest.approx(1000, abs=100)
-    for rows, name, fill in zip(draw.matrices, kinds, draw.fill_with_mean, strict=True):
-        assert fill == (name != "scale")
+    for rows, name, scaled in zip(draw.matrices, kinds, draw.scaled, strict=True):
+        assert scaled == (name == "scale")
         if name == "scale":
             assert 0.8 <= 1 / rows[0, 0] <= 1.2 and 0.8 <= 1 / rows[1, 1] <= 1.2
         if name == "rotate":
@@ -86,5 +86,5 @@ def test_a_turn_keeps_lengths_in_images_that_are_not_square() -> None:
 
 def test_shrinking_fills_with_zero_and_keeps_the_middle() -> None:
     batch = torch.ones(1, 2, *SIZE, dtype=torch.float64)
-    result = apply_augmentation(batch, matrix([[1.25, 0.0, 0.0], [0.0, 1.25, 0.0]], 0.0))
+    result = apply_augmentation(batch, matrix([[1.25, 0.0, 0.0], [0.0, 1.25, 0.0]], scaled=True))
     assert result[0, :, 0, 0].abs().max() == 0 and result[0, :, 6, 6].eq(1).all()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from condensation import plots
+from condensation import figure_style, image_grids, plots
 
 NAN = float("nan")
 
@@ -53,14 +53,14 @@ CURVES = {
 SINGLE = {"convnet": curve([94.0], [NAN], [1])}
 
 DRAW: dict[str, Callable[[], Figure]] = {
-    "grid": lambda: plots.image_grid(pixels(10, 1), pixels(10, 4), names(10)),
-    "grid, 10 a class": lambda: plots.image_grid(pixels(10, 10), pixels(10, 4), names(10)),
-    "grid, colour": lambda: plots.image_grid(pixels(3, 1, 3), pixels(3, 2, 3), names(3)),
-    "grid, one class": lambda: plots.image_grid(pixels(1, 1), pixels(1, 1), names(1)),
-    "grid, 100 classes": lambda: plots.image_grid(pixels(100, 1), pixels(100, 1), names(100)),
-    "strip": lambda: plots.snapshot_strip({0: pixels(10, 1), 5: pixels(10, 1)}, names(10)),
-    "strip, one of one class": lambda: plots.snapshot_strip({7: pixels(1, 3)}, names(1)),
-    "strip, 45 classes": lambda: plots.snapshot_strip({0: pixels(45, 1, 3)}, names(45)),
+    "grid": lambda: image_grids.image_grid(pixels(10, 1), pixels(10, 4), names(10)),
+    "grid, 10 a class": lambda: image_grids.image_grid(pixels(10, 10), pixels(10, 4), names(10)),
+    "grid, colour": lambda: image_grids.image_grid(pixels(3, 1, 3), pixels(3, 2, 3), names(3)),
+    "grid, one class": lambda: image_grids.image_grid(pixels(1, 1), pixels(1, 1), names(1)),
+    "grid, 100 classes": lambda: image_grids.image_grid(pixels(100, 1), pixels(100, 1), names(100)),
+    "strip": lambda: image_grids.snapshot_strip({0: pixels(10, 1), 5: pixels(10, 1)}, names(10)),
+    "strip, one of one class": lambda: image_grids.snapshot_strip({7: pixels(1, 3)}, names(1)),
+    "strip, 45 classes": lambda: image_grids.snapshot_strip({0: pixels(45, 1, 3)}, names(45)),
     "loss": lambda: plots.loss_curve(*losses(20, 10), names(10)),
     "loss, long": lambda: plots.loss_curve(*losses(200, 3), names(3)),
     "loss, one point of one class": lambda: plots.loss_curve(*losses(1, 1), names(1)),
@@ -88,7 +88,7 @@ def test_same_input_gives_the_same_readable_png(case: str, tmp_path: Path) -> No
     contents = []
     for name in ("a.png", "b.png"):
         figure = DRAW[case]()
-        plots.save(figure, tmp_path / name, dpi=40)
+        figure_style.save(figure, tmp_path / name, dpi=40)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
     assert b"Software" not in contents[0]
@@ -96,7 +96,7 @@ def test_same_input_gives_the_same_readable_png(case: str, tmp_path: Path) -> No
     drawn = imread(io.BytesIO(contents[0]))[..., :3]
     width, height = figure.get_size_inches()
     assert drawn.shape[:2] == pytest.approx((height * 40, width * 40), abs=1)
-    assert width <= plots.WIDTH
+    assert width <= figure_style.WIDTH
     assert drawn.std() > 0.02
     # A clear edge: nothing is cut off, neither text nor image.
     edges = (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1])
@@ -107,7 +107,7 @@ def test_same_input_gives_the_same_readable_png(case: str, tmp_path: Path) -> No
     ("num_classes", "ipc", "num_real"), [(10, 1, 4), (10, 10, 4), (3, 2, 2), (1, 1, 1), (100, 1, 1)]
 )
 def test_image_grid_shows_every_image_and_name(num_classes: int, ipc: int, num_real: int) -> None:
-    figure = plots.image_grid(
+    figure = image_grids.image_grid(
         pixels(num_classes, ipc), pixels(num_classes, num_real), names(num_classes)
     )
     (axes,) = figure.axes
@@ -117,14 +117,14 @@ def test_image_grid_shows_every_image_and_name(num_classes: int, ipc: int, num_r
 
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_image_grid_of_ten_classes_is_wide(ipc: int) -> None:
-    figure = plots.image_grid(pixels(10, ipc), pixels(10, 4), names(10))
+    figure = image_grids.image_grid(pixels(10, ipc), pixels(10, 4), names(10))
     width, height = figure.get_size_inches()
     assert width > 1.3 * height
 
 
 def test_image_grid_keeps_synthetic_and_real_apart_and_in_order() -> None:
     synthetic, real = pixels(10, 1), pixels(10, 2)
-    (axes,) = plots.image_grid(synthetic, real, names(10)).axes
+    (axes,) = image_grids.image_grid(synthetic, real, names(10)).axes
     lefts, tops = zip(*((i.get_extent()[0], i.get_extent()[3]) for i in axes.images), strict=True)
     for image, expected in zip(axes.images[:3], (synthetic[0, 0], *real[0]), strict=True):
         np.testing.assert_array_equal(image.get_array(), expected[0])
@@ -133,22 +133,22 @@ def test_image_grid_keeps_synthetic_and_real_apart_and_in_order() -> None:
 
 
 def test_image_grid_says_what_it_leaves_out() -> None:
-    figure = plots.image_grid(pixels(2, 50), pixels(2, 1), names(2))
+    figure = image_grids.image_grid(pixels(2, 50), pixels(2, 1), names(2))
     assert "synthetic (10 of 50)" in texts(figure)
     assert len(figure.axes[0].images) == 2 * 11
 
 
 def test_grey_is_not_rescaled_and_colour_is_kept() -> None:
-    (grey,) = plots.image_grid(0.5 + 0 * pixels(1, 1), pixels(1, 1), names(1)).axes
+    (grey,) = image_grids.image_grid(0.5 + 0 * pixels(1, 1), pixels(1, 1), names(1)).axes
     assert grey.images[0].get_clim() == (0, 1)
     colour = pixels(1, 1, 3)
-    (axes,) = plots.image_grid(colour, colour, names(1)).axes
+    (axes,) = image_grids.image_grid(colour, colour, names(1)).axes
     np.testing.assert_array_equal(axes.images[0].get_array(), colour[0, 0].transpose(1, 2, 0))
 
 
 def test_snapshot_strip_has_a_row_for_each_iteration_in_order() -> None:
     strip = {10: pixels(4, 2), 0: pixels(4, 1), 5: pixels(4, 3)}
-    figure = plots.snapshot_strip(strip, names(4))
+    figure = image_grids.snapshot_strip(strip, names(4))
     (axes,) = figure.axes
     assert len(axes.images) == 3 * 4
     heights = {t.get_text(): t.get_position()[1] for t in axes.texts}

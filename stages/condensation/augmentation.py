@@ -20,12 +20,13 @@ class Augmentation:
 
     Attributes:
         matrices: (B, 2, 3), from places in the result to places in the image, both from -1 to 1.
-        fill_with_mean: (B,) 1: what comes from outside the image is the mean of the batch;
-            0: it is 0, the mean of the real images.
+        scaled: (B,) bool. A scaled image takes the nearest pixel, and 0 (the mean of the real
+            images) from outside; any other is interpolated by cubic polynomials, and takes the mean
+            of the batch from outside.
     """
 
     matrices: Tensor
-    fill_with_mean: Tensor
+    scaled: Tensor
 
 
 Draw = Callable[[int, tuple[int, int], torch.Generator], Augmentation]
@@ -45,9 +46,10 @@ def crop_scale_rotate(
     """Exactly one of crop, scale and rotate for each image, as published for MNIST.
 
     Zhao, Mopuri and Bilen, ICLR 2021 (published code): crop pads 4 pixels with the mean; scale
-    multiplies height and width each by U(0.8, 1.2) and fills with 0; rotate turns by U(-45, 45)
-    degrees and fills with the mean. All three interpolate linearly here (there: nearest pixel for
-    scale, cubic splines for rotate).
+    multiplies height and width each by U(0.8, 1.2), takes the nearest pixel and fills with 0;
+    rotate turns by U(-45, 45) degrees and fills with the mean. Differences: sizes and angles are
+    not rounded to whole pixels and degrees, a crop moves by -4 to 4 pixels (there: to 3), and
+    rotate interpolates by cubic convolution (there: cubic splines).
     """
     height, width = size
     kind = torch.randint(3, (num_images,), generator=generator)
@@ -65,16 +67,19 @@ def crop_scale_rotate(
     rotation[:, 0, 1] = -angle.sin() * height / width
     rotation[:, 1, 0] = angle.sin() * width / height
     matrices = torch.stack([crop, scaling, rotation])[kind, torch.arange(num_images)]
-    return Augmentation(matrices, (kind != 1).float())
+    return Augmentation(matrices, kind == 1)
 
 
 def apply_augmentation(images: Tensor, augmentation: Augmentation) -> Tensor:
     """Apply a draw to images (B, ch, h, w), normalised; differentiable with respect to them."""
-    fill = images.mean((0, 2, 3)) * augmentation.fill_with_mean.to(images)[:, None]
-    fill = fill[:, :, None, None]
+    scaled = augmentation.scaled.to(images.device)[:, None, None, None]
     grid = F.affine_grid(augmentation.matrices.to(images), list(images.shape), align_corners=False)
-    # `grid_sample` fills with 0: take the fill away before it, and give it back after.
-    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+    # `grid_sample` fills with 0: what is filled with the mean has it taken away, then given back.
+    mean = images.mean((0, 2, 3), keepdim=True)
+    others = F.grid_sample(images - mean, grid, mode="bicubic", align_corners=False) + mean
+    return torch.where(
+        scaled, F.grid_sample(images, grid, mode="nearest", align_corners=False), others
+    )
 
 
 AUGMENTATIONS: dict[str, Draw | None] = {"none": None, "crop_scale_rotate": crop_scale_rotate}
