@@ -88,14 +88,12 @@ def main() -> None:
         [images], lr=settings.image_learning_rate, momentum=settings.image_momentum
     )
     metadata = {
+        **initial.metadata,  # init, seed, split
         "network": params.network,
-        "init": params.init,
         "order": str(params.order),
-        "seed": str(params.seed),
-        "split": params.split,
         "condense": repr(settings),
         "torch": torch.__version__,
-        "device": describe_device(device),
+        "device": device.type,  # and not its threads: the bytes do not depend on them
     }
     kept = {*settings.snapshots, settings.iterations}
     snapshots: dict[int, Tensor] = {0: images.detach().cpu().clone()} if 0 in kept else {}

@@ -1,6 +1,7 @@
 """Every mistake in params.yaml is one message that names the key, what it got and what it takes."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_the_committed_settings_are_taken_as_they_are() -> None:
         "num_networks"
     ]  # fmt: skip
     assert params.networks["convnet"] == DEFAULTS["networks"]["convnet"]
+
+
+@pytest.mark.parametrize("text", ["0.00002", "2e-05", "2.0e-5"])
+def test_small_numbers_are_read_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
+    """`dvc exp run -S condense.curvature.weight=0.00002` writes 2e-05 into params.yaml."""
+    path = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text()
+    path.write_text(re.sub(r"(\n    weight: )\S+", rf"\g<1>{text}", before, count=1))
+    assert load_params(path).condense.curvature.weight == 2e-5
 
 
 def test_a_whole_number_is_taken_for_a_number(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ modules it computes with: adding a distance does not rerun `evaluate`.
 import ast
 import dataclasses
 import difflib
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -157,7 +158,7 @@ def load_params(path: Path) -> Params:
             what it takes.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     params: Params = _section(Params, values, "")
@@ -202,6 +203,15 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 2e-05 as a number, as DVC does, which itself writes small numbers so."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _registry(file: str, registry: str) -> dict[str, str]:
@@ -279,7 +289,7 @@ def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     if type(value) is not hint:
         hint_text = ""
         if hint in (int, float) and isinstance(value, str):
-            hint_text = "; write numbers without quotes and without an exponent, as 0.001"
+            hint_text = "; write numbers without quotes"
         raise ValueError(f"{key}: got {value!r}, takes {takes}{hint_text}")
     names = metadata.get("choices") or ()
     if "registry" in metadata:

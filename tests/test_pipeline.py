@@ -1,0 +1,409 @@
+"""The real pipeline with tiny settings, in a repository of its own: what runs when, what comes out.
+
+It is run once for the whole file; a test that changes the repository puts it back.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from condensation.artefacts import read_synthetic_set
+from conftest import ROOT
+
+NETWORKS = ("convnet", "mlp")
+BASELINE = {f"baseline@{network}" for network in NETWORKS}
+EVALUATE = {f"evaluate@{network}" for network in NETWORKS}
+FROM_CONDENSE = {"condense", "render"} | EVALUATE
+FROM_INITIALIZE = {"initialize"} | FROM_CONDENSE
+FIGURES = ("synthetic", "snapshots", "loss", "accuracy", "retained")
+ALL = {"prepare"} | BASELINE | FROM_INITIALIZE
+TINY: dict[str, Any] = {
+    "seed": 0,
+    "ipc": 1,
+    "network": "convnet",
+    "init": "mean",
+    "order": 1,
+    "split": "test",
+    "device": "cpu",
+    "networks.convnet.width": 2,
+    "networks.convnet.depth": 1,
+    "networks.mlp.width": 8,
+    "baseline.batch_size": 4096,
+    "baseline.convnet.num_networks": 1,
+    "baseline.mlp.epochs": 1,
+    "baseline.mlp.learning_rate": 0.05,
+    "condense.iterations": 2,
+    "condense.distance": "squared_euclidean",
+    "condense.real_per_class": 8,
+    "condense.image_learning_rate": 1.0,  # large, so that what changes images changes accuracies
+    "condense.snapshots": [0, 1],
+    "condense.curvature.weight": 1.0,
+    "evaluate.networks": list(NETWORKS),
+    "evaluate.epochs": 5,
+    **{f"evaluate.{network}.num_networks": 2 for network in NETWORKS},
+    **{f"evaluate.{network}.snapshot_networks": 1 for network in NETWORKS},
+    "render.dpi": 40,
+    "render.real_examples": 4,
+}
+
+
+def edit(path: Path, changes: dict[str, Any]) -> None:
+    """Change settings of a params.yaml by their dotted keys; `...` removes a key."""
+    values = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        if value is ...:
+            del section[name]
+        else:
+            section[name] = value
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder with the pipeline, and the commands that a user runs in it."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        """Return what a command prints."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def stages_run_by(self, *command: str) -> list[str]:
+        """Run a command and return the stages that it ran, in order."""
+        return re.findall(r"^Running stage '(.+)'", self.run(*command), re.MULTILINE)
+
+    def json(self, *command: str) -> Any:
+        """Return what a command prints as JSON."""
+        return json.loads(self.run(*command, "--json"))
+
+    def commit(self) -> None:
+        """Commit everything."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "State of the pipeline")
+
+    def changed(self) -> set[str]:
+        """Return the files that Git sees as changed or new."""
+        lines = self.run("git", "status", "--porcelain", "--untracked-files=all").splitlines()
+        return {line[3:] for line in lines}
+
+    def edit(self, **changes: Any) -> None:
+        """Change settings by their dotted keys."""
+        edit(self.folder / "params.yaml", changes)
+
+    def put_back(self) -> None:
+        """Return to the last commit, as the README says to."""
+        self.run("git", "restore", "--staged", "--worktree", ".")
+        self.run("dvc", "checkout")
+
+    def files(self, *patterns: str) -> dict[str, bytes]:
+        """Return the content of files, by their paths."""
+        found = sorted(path for pattern in patterns for path in self.folder.glob(pattern))
+        return {
+            path.relative_to(self.folder).as_posix(): path.read_bytes()
+            for path in found
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="module")
+def environment(
+    command_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The environment of commands; what DVC notes about repositories goes with them."""
+    notes = tmp_path_factory.mktemp("dvc")
+    return {**command_environment, "DVC_SITE_CACHE_DIR": str(notes)}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Repository]:
+    """The pipeline after its first run, with its results committed."""
+    folder = tmp_path_factory.mktemp("repository")
+    repository = Repository(folder, environment)
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = Repository(ROOT, environment).run(*listing).split("\0")
+    for name in filter(None, names):
+        result = name.startswith("results/") or name == "dvc.lock"
+        if not result and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    edit(folder / "params.yaml", TINY)
+    repository.run("git", "init", "--quiet", "--initial-branch", "main")
+    repository.commit()
+    assert set(repository.stages_run_by("dvc", "repro")) == ALL
+    outside = {name for name in repository.changed() if not name.startswith("results/")}
+    assert outside == {"dvc.lock"}, "a run leaves nothing else behind for Git to see"
+    repository.commit()
+    yield repository
+    shutil.rmtree(folder)  # 130 MB
+
+
+@pytest.fixture
+def repository(finished: Repository) -> Iterator[Repository]:
+    """The finished pipeline, to be changed by one test."""
+    yield finished
+    finished.put_back()
+
+
+@pytest.fixture(scope="module")
+def followers(finished: Repository) -> dict[str, set[str]]:
+    """Which stages use the outputs of each stage."""
+    found: dict[str, set[str]] = {}
+    edges = re.findall(r'"(.+)" -> "(.+)"', finished.run("dvc", "dag", "--dot"))
+    for before, after in edges:
+        found.setdefault(before, set()).add(after)
+    return found
+
+
+def and_after(stages: set[str], followers: dict[str, set[str]]) -> set[str]:
+    """Return stages and all that come after them."""
+    after = {follower for stage in stages for follower in followers.get(stage, ())} - stages
+    return and_after(stages | after, followers) if after else stages
+
+
+def test_nothing_changed_runs_nothing(finished: Repository) -> None:
+    assert finished.stages_run_by("dvc", "repro") == []
+    assert finished.changed() == set()
+
+
+RERUNS: dict[str, tuple[Any, set[str]]] = {
+    "seed": (1, FROM_INITIALIZE),
+    "ipc": (2, FROM_INITIALIZE),
+    "init": ("noise", FROM_INITIALIZE),
+    "network": ("mlp", FROM_CONDENSE),
+    "order": (2, FROM_CONDENSE),
+    "split": ("validation", ALL - {"prepare"}),
+    "networks.convnet.width": (3, {"baseline@convnet"} | FROM_CONDENSE),
+    "networks.mlp.width": (9, {"baseline@mlp", "evaluate@mlp", "render"}),
+    "networks.lenet.activation": ("silu", set()),  # not used here
+    "prepare.seed": (1, ALL),
+    "baseline.seed": (1, BASELINE | EVALUATE | {"render"}),
+    "baseline.mlp.learning_rate": (0.1, {"baseline@mlp", "evaluate@mlp", "render"}),
+    "condense.distance": ("cosine", FROM_CONDENSE),
+    "condense.snapshots": ([0], FROM_CONDENSE),
+    "evaluate.networks": ([*NETWORKS, "lenet"], {"baseline@lenet", "evaluate@lenet", "render"}),
+    "evaluate.epochs": (6, EVALUATE | {"render"}),
+    "evaluate.convnet.num_networks": (3, {"evaluate@convnet", "render"}),
+    "render.real_examples": (5, {"render"}),
+}
+"""A setting -> another value of it, and the stages that have to run again."""
+
+
+@pytest.mark.parametrize("key", RERUNS)
+def test_what_a_changed_setting_makes_stale(
+    finished: Repository, followers: dict[str, set[str]], key: str
+) -> None:
+    """The stages that DVC finds changed, and all that come after them."""
+    value, expected = RERUNS[key]
+    settings = finished.folder / "params.yaml"
+    original = settings.read_text()
+    finished.edit(**{key: value})
+    try:
+        assert and_after(set(finished.json("dvc", "status")), followers) == expected
+    finally:
+        # Not `git restore`: Git tells a later edit by size and second, and tests are quick.
+        settings.write_text(original)
+
+
+@pytest.mark.parametrize(
+    "key, stages, results",
+    [
+        (
+            "evaluate.mlp.num_networks",
+            {"evaluate@mlp", "render"},
+            {f"evaluate/mlp/{name}" for name in ("curve.csv", "metrics.json", "networks.csv")}
+            | {"accuracy.csv", "figures/accuracy.png", "figures/retained.png"},
+        ),
+        (
+            "render.dpi",
+            {"render"},
+            {f"figures/{name}.png" for name in FIGURES},
+        ),
+    ],
+    ids=["evaluate.mlp.num_networks", "render.dpi"],
+)
+def test_what_a_changed_setting_runs(
+    repository: Repository, key: str, stages: set[str], results: set[str]
+) -> None:
+    """The same for real, with the results that change."""
+    repository.edit(**{key: TINY[key] + 1})
+    assert set(repository.stages_run_by("dvc", "repro")) == stages
+    changed = {f"results/{name}" for name in results}
+    assert repository.changed() == changed | {"params.yaml", "dvc.lock"}
+
+
+def test_an_experiment_with_the_second_order(repository: Repository) -> None:
+    """`dvc exp run -S` begins at the stage concerned; metrics and plots show what it changed."""
+    ran = repository.stages_run_by("dvc", "exp", "run", "-S", "order=2")
+    assert ran[0] == "condense" and set(ran) == FROM_CONDENSE
+    (setting,) = repository.json("dvc", "params", "diff")["params.yaml"]
+    assert setting == "order"
+
+    metrics = repository.json("dvc", "metrics", "diff")
+    changes = {name: change for file in metrics.values() for name, change in file.items()}
+    assert {"condense.loss", *(f"{network}.accuracy" for network in NETWORKS)} <= changes.keys()
+    assert all(change["old"] != change["new"] for change in changes.values())
+
+    plots = repository.json("dvc", "plots", "diff")
+    assert not plots.get("errors")
+    titles = {"Test accuracy by network", "Matching loss", "Matching loss by class"}
+    assert titles | {f"results/figures/{name}.png" for name in FIGURES} == plots["data"].keys()
+    for title in titles:
+        (plot,) = plots["data"][title]
+        values = plot["content"]["data"]["values"]
+        curves = {
+            revision: [list(row.values())[:3] for row in values if row["rev"] == revision]
+            for revision in ("HEAD", "workspace")
+        }
+        assert curves["HEAD"] and curves["HEAD"] != curves["workspace"]
+
+
+@pytest.mark.slow
+def test_a_sweep(repository: Repository) -> None:
+    """Queued experiments run in copies of their own and leave the workspace as it was."""
+    inits = ["noise", "real"]
+    repository.run("dvc", "exp", "run", "--queue", "-S", f"init={','.join(inits)}")
+    repository.run("dvc", "exp", "run", "--run-all", "-j", "1")
+    assert repository.changed() == set()
+    table = list(csv.DictReader(io.StringIO(repository.run("dvc", "exp", "show", "--csv"))))
+    losses = {row["init"]: row["condense.loss"] for row in table}
+    assert sorted(losses) == sorted([*inits, "mean"])  # `mean` is what the workspace has
+    assert len(set(losses.values())) == len(losses) and all(losses.values())
+
+
+def test_a_fresh_clone(finished: Repository, tmp_path: Path) -> None:
+    """It shows the results at once; what is not in Git is made again, byte for byte."""
+    finished.run("git", "clone", "--quiet", str(finished.folder), str(tmp_path / "clone"))
+    clone = Repository(tmp_path / "clone", finished.environment)
+    metrics = clone.json("dvc", "metrics", "show")
+    assert metrics == finished.json("dvc", "metrics", "show")
+    names = {name for file in metrics[""]["data"].values() for name in file["data"]}
+    assert names == {"condense", *NETWORKS}
+    assert clone.json("dvc", "plots", "show")["data"]
+
+    # Data and tensors are in DVC's cache only; ceilings, curves and figures are in Git.
+    assert clone.stages_run_by("dvc", "repro") == ["prepare", "initialize", "condense"]
+    assert clone.changed() == {"dvc.lock", "results/condense/timing.csv"}  # seconds differ
+    locks = [yaml.safe_load((r.folder / "dvc.lock").read_text()) for r in (clone, finished)]
+    for lock in locks:
+        outs = lock["stages"]["condense"]["outs"]
+        outs[:] = [out for out in outs if out["path"] != "results/condense/timing.csv"]
+    assert locks[0] == locks[1]
+    shutil.rmtree(clone.folder)
+
+
+# All that these scripts write, except the seconds of results/condense/timing.csv.
+CONDENSED = ("data/initial/*", "data/condensed/**/*", "results/condense/[!t]*")
+EVALUATED = tuple(f"results/evaluate/{network}/*" for network in NETWORKS)
+
+
+def rerun(finished: Repository, folder: Path, seed: int, networks: Sequence[str]) -> Repository:
+    """Run the scripts from `initialize` to `evaluate` without DVC and with one thread."""
+    again = Repository(folder, {**finished.environment, "OMP_NUM_THREADS": "1"})
+    for name in ("data", "results"):
+        (folder / name).mkdir(parents=True)
+    for name in ("stages", "data/prepared", "results/baseline"):
+        (folder / name).symlink_to(finished.folder / name)
+    shutil.copy(finished.folder / "params.yaml", folder)
+    again.edit(seed=seed)
+    for script in ("initialize", "condense"):
+        again.run("python", f"stages/{script}.py")
+    for network in networks:
+        again.run("python", "stages/evaluate.py", "--network", network)
+    return again
+
+
+@pytest.fixture(scope="module")
+def reruns(
+    finished: Repository, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Repository, Repository]:
+    """The scripts run again, side by side: with the same seed, and with another one."""
+    folder = tmp_path_factory.mktemp("reruns")
+    with ThreadPoolExecutor(2) as pool:
+        same = pool.submit(rerun, finished, folder / "same", 0, NETWORKS)
+        other = pool.submit(rerun, finished, folder / "other", 1, NETWORKS[-1:])
+        return same.result(), other.result()
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    finished: Repository, reruns: tuple[Repository, Repository]
+) -> None:
+    """Whatever the number of threads: the pipeline took as many as there are, the scripts one."""
+    again = reruns[0].files(*CONDENSED, *EVALUATED)
+    expected = finished.files(*CONDENSED, *EVALUATED)
+    assert again.keys() == expected.keys() and len(expected) == 1 + 4 + 3 + 3 * len(NETWORKS)
+    assert [name for name in expected if again[name] != expected[name]] == []
+
+
+def test_another_seed_gives_other_images_and_other_networks(
+    finished: Repository, reruns: tuple[Repository, Repository]
+) -> None:
+    images = [
+        read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors").images
+        for repository in (finished, reruns[1])
+    ]
+    assert not torch.equal(*images)
+    other = reruns[1].files("results/condense/[!t]*", EVALUATED[-1])
+    expected = finished.files(*other)
+    assert len(other) == 3 + 3
+    assert [name for name in other if other[name] == expected[name]] == []
+
+
+def test_the_python_of_the_readme_runs(finished: Repository) -> None:
+    """From the top folder, after the pipeline."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    for block in blocks:
+        finished.run("python", "-W", "error", "-c", block)
+
+
+MISTAKES = {
+    "prepare": ("ordr", 1, "ordr: unknown key; did you mean 'order'?"),
+    "baseline --network mlp": ("order", 3, "order: got 3, takes 1 | 2"),
+    "initialize": ("seed", "0", "seed: got '0', takes a whole number from 0"),
+    "condense": ("condense.distance", "cosin", "condense.distance: got 'cosin', takes layerwise"),
+    "evaluate --network mlp": ("evaluate.epochs", 0, "evaluate.epochs: got 0, takes a whole"),
+    "render": ("render.dpi", ..., "render.dpi: is missing"),
+}
+"""A stage -> a setting, a wrong value of it, and what the stage says."""
+
+
+@pytest.mark.parametrize("stage", MISTAKES)
+def test_a_mistake_in_the_settings_stops_a_stage_at_once(
+    stage: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One line that names the setting, no traceback, nothing written."""
+    key, value, message = MISTAKES[stage]
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    edit(tmp_path / "params.yaml", {key: value})
+    name, *arguments = stage.split()
+    command = [sys.executable, str(ROOT / f"stages/{name}.py"), *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"{name}: {message}") and done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == ["params.yaml"]

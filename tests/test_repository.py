@@ -1,0 +1,283 @@
+"""The repository as a reader finds it: its files, its lock file, its requirements, its README."""
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.cli.parser import get_main_parser  # type: ignore[import-untyped]
+
+from condensation.params import load_params, registry_names
+from conftest import ROOT
+
+TOP_LEVEL = {
+    *("stages", "params.yaml", "dvc.yaml", "dvc.lock", "data", "results", "tests"),
+    *("requirements.txt", "README.md", "pyproject.toml", "LICENSE"),
+}
+LARGEST = 2_000_000
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|Users|tmp|work|mnt|var|opt)/\w")
+REGISTRIES = {
+    "network": ("networks.py", "NETWORKS"),
+    "init": ("initialisers.py", "INITIALISERS"),
+    "condense.distance": ("distances.py", "DISTANCES"),
+    "networks.convnet.activation": ("networks.py", "ACTIVATIONS"),
+    "evaluate.augmentation": ("augmentation.py", "AUGMENTATIONS"),
+}
+"""A setting -> where the names that it takes are registered."""
+
+HEADERS = {"network": "network", "initialiser": "init", "distance": "condense.distance"}
+"""The head of a column of a table -> the setting whose names stand below it."""
+
+PROGRAMS = {"git", "cd", "python", "python3", "pip", "dvc", "pytest", "ruff", "mypy", "source", "."}
+README = (ROOT / "README.md").read_text()
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def git(*arguments: str) -> str:
+    """Return what Git says about this repository."""
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    """Return the files that Git holds or would take."""
+    listing = git("ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    return tuple(ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file())
+
+
+# Files
+
+
+def test_the_top_level_holds_what_it_should() -> None:
+    names = {path.relative_to(ROOT).parts[0] for path in files()}
+    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_only_the_raw_data_are_large() -> None:
+    large = [path for path in files() if path.stat().st_size > LARGEST]
+    assert [path for path in large if not path.is_relative_to(ROOT / "data/mnist")] == []
+
+
+def test_no_file_names_a_place_on_some_machine() -> None:
+    found = []
+    for path in files():
+        content = path.read_bytes()
+        if not path.is_relative_to(ROOT / "data") and b"\0" not in content:
+            for number, line in enumerate(content.decode().splitlines(), start=1):
+                if MACHINE_PATH.search(line):
+                    found.append(f"{path.relative_to(ROOT)}:{number}: {line[:100]}")
+    assert found == []
+
+
+def test_outputs_are_in_git_or_in_the_cache() -> None:
+    """Ignored by Git where DVC's cache holds them, and only there."""
+    for stage in STAGES.values():
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
+            command = ["git", "check-ignore", "--quiet", "--no-index", f"{path}/"]
+            ignored = subprocess.run(command, cwd=ROOT).returncode == 0
+            assert ignored == options.get("cache", True), path
+
+
+def test_the_committed_results_are_those_of_the_committed_pipeline(
+    command_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """In a clone, DVC would run no stage: settings, code and results are those of dvc.lock."""
+    git("clone", "--quiet", str(ROOT), str(tmp_path / "clone"))
+    done = subprocess.run(
+        ["dvc", "repro", "--dry", "--allow-missing"],
+        cwd=tmp_path / "clone",
+        env={**command_environment, "DVC_SITE_CACHE_DIR": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    shutil.rmtree(tmp_path / "clone")
+    # DVC ends with status 0 whether or not there is something to run.
+    assert re.findall("^Running stage '(.+)'", done.stdout, re.MULTILINE) == []
+    assert done.returncode == 0 and "up to date" in done.stdout, done.stderr
+
+
+# Requirements
+
+
+def canonical(name: str) -> str:
+    """Return a package's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def required() -> tuple[set[str], set[str]]:
+    """Return the packages of requirements.txt: to run the pipeline, and to develop it."""
+    run, development = (ROOT / "requirements.txt").read_text().split("# Development tools")
+    names = [
+        {canonical(name) for name in re.findall(r"^([A-Za-z][\w.-]*)", part, re.MULTILINE)}
+        for part in (run, development)
+    ]
+    return names[0], names[1]
+
+
+def third_party(folder: str) -> set[str]:
+    """Return the packages that provide what the Python files of a folder import."""
+    names: set[str] = set()
+    own = {path.stem for part in ("stages", "tests") for path in (ROOT / part).iterdir()}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    provided = packages_distributions()
+    foreign = names - own - sys.stdlib_module_names
+    return {canonical(provided[name][0]) for name in foreign}
+
+
+def test_requirements_are_what_the_stages_import() -> None:
+    assert required()[0] - {"dvc"} == third_party("stages")
+
+
+def test_requirements_are_enough_for_the_tests() -> None:
+    run, development = required()
+    assert third_party("tests") <= run | development
+    assert not run & development
+
+
+# README.md
+
+
+def mentioned(text: str) -> set[str]:
+    """Return what is set as `code` within the prose of a text."""
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_readme_names_each_stage(stage: str) -> None:
+    assert stage in mentioned(README)
+
+
+@pytest.mark.parametrize("key", REGISTRIES)
+def test_params_and_readme_name_what_is_registered(key: str) -> None:
+    """The comment beside a setting lists the names it takes: `noise | real | mean`."""
+    names = registry_names(*REGISTRIES[key])
+    setting = key.rpartition(".")[2]
+    lines = re.findall(rf"^ *{setting}: .*$", (ROOT / "params.yaml").read_text(), re.MULTILINE)
+    lists = [
+        re.findall(r"\w+", found) for found in re.findall(r"\w+(?: \| \w+)+", "\n".join(lines))
+    ]
+    assert [set(found) for found in lists] == [set(names)]
+    if key in ("network", "init", "condense.distance"):
+        assert set(names) <= mentioned(README)
+
+
+def tables() -> Iterator[list[list[str]]]:
+    """Yield each table of the README as rows of cells, the header first."""
+    for text in re.findall(r"(?:^\|.*\|\s*\n)+", README + "\n", re.MULTILINE):
+        rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.strip()]
+        yield [[cell.strip() for cell in row] for row in rows]
+
+
+def test_tables_of_the_readme_name_what_exists() -> None:
+    """First columns headed stage, network and so on hold names of the code."""
+    known = {"stage": set(STAGES)}
+    for header, key in HEADERS.items():
+        known[header] = set(registry_names(*REGISTRIES[key]))
+    for head, *rows in tables():
+        names = known.get(head[0].lower().strip("` *"))
+        if names is not None:
+            written = {name.split("@")[0] for row in rows for name in mentioned(row[0])}
+            assert written <= names, f"| {' | '.join(head)} |"
+        for first, *others in rows:
+            for key in mentioned(first) & REGISTRIES.keys():
+                assert set(registry_names(*REGISTRIES[key])) <= mentioned(" ".join(others)), first
+
+
+def test_what_the_readme_sets_as_code_exists() -> None:
+    """Files, settings and registries."""
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    modules = "\n".join(path.read_text() for path in files() if path.suffix == ".py")
+    for name in mentioned(README):
+        if re.fullmatch(r"[\w.<>-]+(/[\w.<>-]+)+/?|[\w-]+\.(py|txt|yaml|toml|lock)", name):
+            check_file(name)
+        elif re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) and name.split(".")[0] in settings:
+            section: Any = settings
+            for part in name.split("."):
+                assert part in section, f"README.md: no setting {name}"
+                section = section[part]
+        elif re.fullmatch(r"[A-Z][A-Z_]{3,}", name):
+            assert re.search(rf"^{name}\b", modules, re.MULTILINE), f"README.md: no {name}"
+
+
+def readme_commands() -> list[str]:
+    """Return each command of the README's blocks of shell commands."""
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", README, re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line.removeprefix("$ ") for line in lines]
+    return [part for line in commands for part in re.split(r"\s+(?:&&|;)\s+", line) if part]
+
+
+def output_paths() -> list[str]:
+    """Return what stages and commands write, which need not exist yet."""
+    outs = [out for stage in STAGES.values() for out in stage.get("outs", [])]
+    paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
+    return [*paths, "dvc_plots/", ".venv/"]
+
+
+def check_file(name: str) -> None:
+    """Check that a file that the README names exists, or is written by the pipeline."""
+    written = any(name.startswith(path.split("${")[0]) for path in output_paths())
+    assert (ROOT / name).exists() or written, f"README.md: there is no {name}"
+
+
+def check_settings(assignments: list[str], tmp_path: Path) -> None:
+    """Check that the settings of `-S key=value` exist and take the values."""
+    for assignment in assignments:
+        key, _, given = assignment.partition("=")
+        values = [given] if given.startswith("[") else given.split(",")
+        for value in values if "(" not in given else []:
+            settings: Any = yaml.safe_load((ROOT / "params.yaml").read_text())
+            *sections, name = key.split(".")
+            section = settings
+            for part in sections:
+                section = section.get(part, {})
+            assert name in section, f"README.md: no setting {key}"
+            section[name] = yaml.safe_load(value)
+            (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+            load_params(tmp_path / "params.yaml")
+
+
+def test_commands_of_the_readme_are_right(tmp_path: Path) -> None:
+    """Programs, subcommands, options, stages, settings and files; nothing is run."""
+    commands = readme_commands()
+    for line in commands:
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        program, *arguments = words
+        assert program in PROGRAMS or (ROOT / program).is_file(), f"README.md: {line}"
+        if program == "dvc":
+            parsed = get_main_parser().parse_args(arguments)  # raises for what dvc does not take
+            check_settings(getattr(parsed, "set_param", None) or [], tmp_path)
+            if arguments[0] in ("repro", "exp") and getattr(parsed, "func", None):
+                for target in getattr(parsed, "targets", None) or []:
+                    assert target.split("@")[0] in STAGES, f"README.md: no stage {target}"
+        for word in arguments if program not in ("git", "cd") else []:
+            looks_like_file = re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?|[\w-]+\.(py|txt|yaml|md)", word)
+            if looks_like_file and not re.match(r"-|https?:", word):
+                check_file(word.split("::")[0])
+    for expected in ("pip install -r requirements.txt", "pytest", "dvc repro"):
+        assert any(expected in line for line in commands), f"README.md does not say `{expected}`"
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", README):
+        name = "".join(target)
+        if not re.match(r"https?:|mailto:", name):
+            assert (ROOT / name) in files() or (ROOT / name).is_dir(), f"README.md: no {name}"
