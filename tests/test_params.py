@@ -42,7 +42,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("device", "gpu", "device: got 'gpu', takes auto | cpu | cuda"),
     ("condense.distance", "cosin", "condense.distance: got 'cosin', takes layerwise_cosine | cosi"),
     ("condense.curvature.form", "hessian", "condense.curvature.form: got 'hessian', takes hvp"),
-    ("condense.image_learning_rate", "1e-3", "got '1e-3', takes a number above 0; write numbers"),
+    ("condense.image_learning_rate", "0.1", "got '0.1', takes a number above 0; write numbers"),
     ("condense.image_learning_rate", 0, "condense.image_learning_rate: got 0.0, takes a number a"),
     ("condense.image_learning_rate", float("nan"), "condense.image_learning_rate: got nan"),
     ("condense.image_learning_rate", float("inf"), "condense.image_learning_rate: got inf"),

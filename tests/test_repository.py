@@ -1,6 +1,7 @@
 """The repository as a reader finds it: its files, its lock file, its requirements, its README."""
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -281,3 +282,17 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         name = "".join(target)
         if not re.match(r"https?:|mailto:", name):
             assert (ROOT / name) in files() or (ROOT / name).is_dir(), f"README.md: no {name}"
+
+
+@pytest.mark.parametrize("network", load_params(ROOT / "params.yaml").evaluate.networks)
+def test_the_readme_tells_the_measured_figures(network: str) -> None:
+    measured: dict[str, Any] = {}
+    for stage in ("baseline", "evaluate"):
+        path = ROOT / "results" / stage / network / "metrics.json"
+        measured |= json.loads(path.read_text())[network]
+    (row,) = [
+        row for row in README.splitlines() if row.startswith(f"| `{network}` |") and "±" in row
+    ]
+    assert "{accuracy:.1f} ± {std:.1f} (n = {n})".format(**measured) in row
+    assert "{ceiling:.1f} ± {ceiling_std:.2f} (n = {ceiling_n})".format(**measured) in row
+    assert "{retained:.1f} %".format(**measured) in row
