@@ -19,7 +19,7 @@ from condensation.matching import CURVATURE_TERMS, Curvature, draw_probes, make_
 from condensation.networks import build_network, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
-from condensation.training import train
+from condensation.training import SCHEDULES, train
 
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """ipc -> (outer, inner) of Zhao et al.; another ipc takes the nearest."""
@@ -81,6 +81,7 @@ def main() -> None:
         curvature = Curvature(term, settings.curvature.weight)
     step = make_matching_step(network, DISTANCES[settings.distance], curvature)
     outer, inner = loops(params)
+    schedule = SCHEDULES[settings.image_schedule]
 
     images = initial.images.to(device).requires_grad_()
     labels = initial.labels.flatten().to(device)
@@ -111,6 +112,8 @@ def main() -> None:
             if curvature is not None:
                 stream = generator(params.seed, "probes", iteration, image_step)
                 probes = draw_probes(theta, settings.curvature.num_probes, stream)
+            done = (iteration - 1 + image_step / outer) / settings.iterations
+            optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(done)
             images.grad, loss = step(images.detach(), real, theta, probes)
             optimiser.step()
             total += loss / outer

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from condensation.networks import ACTIVATIONS, NETWORKS, build_network, init_theta
+from condensation.networks import (
+    ACTIVATIONS,
+    NETWORKS,
+    AveragePool,
+    build_network,
+    init_theta,
+)
 from condensation.randomness import generator
 
 PUBLISHED_SIZES = {
@@ -109,3 +115,15 @@ def test_convnet_takes_the_depth_that_its_message_offers() -> None:
                 break
             theta = init_theta(network, generator(0), "cpu")
             assert network(theta, torch.zeros(1, 1, size, size)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3)], ids=str)
+def test_average_pool_is_that_of_pytorch(size: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, *size, generator=generator(0), dtype=torch.float64)
+    slopes = []
+    for pool in (AveragePool(), torch.nn.AvgPool2d(2)):
+        inputs = images.clone().requires_grad_()
+        pooled = pool(inputs)
+        pooled.square().sum().backward()
+        slopes.append((pooled.detach(), inputs.grad))
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-12, atol=1e-14)

@@ -144,6 +144,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         ("matching", "CURVATURE_TERMS"),
         ("networks", "ACTIVATIONS"),
         ("networks", "NETWORKS"),
+        ("training", "SCHEDULES"),
         ("raw_data", "DATASETS"),
     ],
 )

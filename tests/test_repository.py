@@ -32,6 +32,7 @@ REGISTRIES = {
     "condense.distance": ("distances.py", "DISTANCES"),
     "networks.convnet.activation": ("networks.py", "ACTIVATIONS"),
     "evaluate.augmentation": ("augmentation.py", "AUGMENTATIONS"),
+    "condense.image_schedule": ("training.py", "SCHEDULES"),
 }
 """A setting -> where the names that it takes are registered."""
 

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from condensation.augmentation import crop_scale_rotate
 from condensation.networks import NETWORKS
 from condensation.randomness import generator
-from condensation.training import accuracy, constant, tenth_after_half, train, warm_up_and_decay
+from condensation.training import (
+    SCHEDULES,
+    accuracy,
+    constant,
+    linear_decay,
+    tenth_after_half,
+    train,
+    warm_up_and_decay,
+)
 from conftest import random_images, tiny_network
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 2])
@@ -70,6 +78,8 @@ def test_schedules() -> None:
     assert [tenth_after_half(x) for x in (0, 0.499, 0.5, 0.99)] == [1, 1, 0.1, 0.1]
     assert [warm_up_and_decay(x) for x in (0, 0.125, 0.25)] == [0, 0.5, 1]
     assert warm_up_and_decay(0.625) == pytest.approx(0.5)
+    assert [linear_decay(x) for x in (0, 0.25, 0.5)] == [1, 0.75, 0.5]
+    assert all(0 <= s(x / 100) <= 1 for s in SCHEDULES.values() for x in range(100))
 
 
 def test_accuracy_is_the_percentage_of_right_answers() -> None:

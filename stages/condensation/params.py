@@ -92,6 +92,7 @@ class Condense:
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
     image_learning_rate: float = _above(0)
+    image_schedule: str = _registered("training.py", "SCHEDULES")
     image_momentum: float = _between(0, 1)
     network_learning_rate: float = _above(0)
     network_batch_size: int = _at_least(1)

@@ -34,6 +34,11 @@ def warm_up_and_decay(progress: float) -> float:
     return progress / 0.25 if progress < 0.25 else (1 - progress) / 0.75
 
 
+def linear_decay(progress: float) -> float:
+    """Falls linearly to 0: the noise of the last small batches is averaged away."""
+    return 1 - progress
+
+
 def train(
     theta: Theta,
     network: Network,
@@ -97,3 +102,11 @@ def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> 
     for part, part_labels in zip(images.split(block), labels.split(block), strict=True):
         correct += (network(theta, part).argmax(1) == part_labels).sum()
     return 100 * correct.item() / len(labels)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
+    "linear_decay": linear_decay,
+    "tenth_after_half": tenth_after_half,
+    "warm_up_and_decay": warm_up_and_decay,
+}
