@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from condensation.allocator import keep_freed_memory
 from condensation.artefacts import SyntheticSet, read_synthetic_set, write_synthetic_set
 from condensation.datasets import Dataset, load_training, sample_class
 from condensation.devices import choose_device, describe_device
@@ -64,6 +65,7 @@ def main() -> None:
     """Run the stage."""
     params = load_params(Path("params.yaml"))
     settings = params.condense
+    keep_freed_memory()
     set_determinism()
     device = choose_device(params.device)
     dataset = load_training(Path("data/prepared"), params.split)

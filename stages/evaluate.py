@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from condensation.allocator import keep_freed_memory
 from condensation.artefacts import read_synthetic_set
 from condensation.augmentation import AUGMENTATIONS
 from condensation.datasets import load_scoring
@@ -35,6 +36,7 @@ def main() -> None:
     params = load_params(Path("params.yaml"))
     if name not in params.evaluate.networks:
         raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
+    keep_freed_memory()
     set_determinism()
     tasks = list_tasks(params, name)
     scores = score(params, name, tasks)
