@@ -53,9 +53,8 @@ def tiny_dataset() -> Dataset:
     return Dataset(pixels.to(torch.uint8), labels, torch.tensor([0.5]), torch.tensor([0.3]), names)
 
 
-@pytest.fixture(scope="session")
-def command_environment() -> dict[str, str]:
-    """The environment for git and dvc in a temporary repository: nobody's own settings."""
+def environment_of_commands() -> dict[str, str]:
+    """Return the environment for git and dvc in a temporary repository: nobody's own settings."""
     identity = {
         f"GIT_{role}_{part}": "tests@example.org"
         for role in ("AUTHOR", "COMMITTER")
@@ -68,3 +67,9 @@ def command_environment() -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
+
+
+@pytest.fixture(scope="session")
+def command_environment() -> dict[str, str]:
+    """The environment for git and dvc, once for all tests."""
+    return environment_of_commands()

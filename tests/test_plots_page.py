@@ -2,11 +2,9 @@
 
 import base64
 import csv
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from itertools import product
@@ -16,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import ROOT, environment_of_commands
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FLAGS = (
@@ -38,15 +37,13 @@ PAGES = {  # the command and the names of the revisions on its page
 
 def run(*command: str, folder: Path) -> str:
     """Return what a command prints, run in `folder` with fixed settings of Git and DVC."""
-    settings = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        **{f"GIT_{role}_NAME": "Test" for role in ("AUTHOR", "COMMITTER")},
-        **{f"GIT_{role}_EMAIL": "test@example.org" for role in ("AUTHOR", "COMMITTER")},
-    }
     done = subprocess.run(
-        command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, timeout=120
+        command,
+        cwd=folder,
+        env=environment_of_commands(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
