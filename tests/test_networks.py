@@ -8,10 +8,10 @@ import torch
 from condensation.networks import (
     ACTIVATIONS,
     NETWORKS,
-    AveragePool,
     build_network,
     init_theta,
 )
+from condensation.pooling import AveragePool
 from condensation.randomness import generator
 
 PUBLISHED_SIZES = {

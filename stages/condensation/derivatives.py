@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
 
-from condensation.networks import Network, Theta
+from condensation.networks import Network, NetworkFunction, Theta
 
 
-def classification_loss(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(
+    theta: Theta, network: NetworkFunction, images: Tensor, labels: Tensor
+) -> Tensor:
     """Return the mean cross-entropy l(theta; images, labels), ()."""
     return F.cross_entropy(network(theta, images), labels)
 
@@ -66,7 +68,7 @@ def constant_loss_gradient(
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
     total = {name: torch.zeros_like(value) for name, value in theta.items()}
     for part, block, block_labels in _blocks(images, labels, block_size):
-        loss = part * classification_loss(leaves, network, block, block_labels)
+        loss = part * classification_loss(leaves, network.first_order, block, block_labels)
         _add(total, torch.autograd.grad(loss, list(leaves.values())))
     return total
 

@@ -13,11 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from condensation.fused import FusedSequential
+from condensation.pooling import AveragePool
 
 Theta = dict[str, Tensor]
 """The parameters of a network, by name."""
+
+NetworkFunction = Callable[[Theta, Tensor], Tensor]
+"""`(theta, images (B, ch, h, w)) -> logits (B, C)`."""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -27,35 +32,31 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class AveragePool(nn.Module):
-    """2 x 2 average pooling, as `torch.nn.AvgPool2d(2)`; an odd last row or column is left out."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, ch, h // 2, w // 2) of (B, ch, h, w)."""
-        if images.device.type != "cpu":
-            return F.avg_pool2d(images, 2)
-        # On the CPU that operator is a quarter of a training step of ConvNet. A sum of rows and one
-        # product with a matrix of halves give the same in a third of the time.
-        height, width = images.shape[-2] // 2, images.shape[-1] // 2
-        rows: Tensor = images[..., : 2 * height, : 2 * width].unflatten(-2, (height, 2)).sum(-2)
-        pairs = torch.eye(width, dtype=images.dtype).repeat_interleave(2, 0)
-        return rows @ (pairs / 4)
-
-
 class Network:
     """A module without weights, as a function `(theta, images) -> logits`."""
 
     def __init__(self, module: nn.Module) -> None:
         """Wrap a module; its own parameters give names and shapes only."""
         self.module = module
+        self.fused = module
+        if type(module) is nn.Sequential:
+            self.fused = FusedSequential(OrderedDict(module.named_children()))
         self._of_thread = threading.local()
 
     def __call__(self, theta: Theta, images: Tensor) -> Tensor:
         """Return the logits (B, C) of images (B, ch, h, w)."""
+        return self._call("module", theta, images)
+
+    def first_order(self, theta: Theta, images: Tensor) -> Tensor:
+        """Return the same logits, sooner; differentiable once, and not for `torch.func`."""
+        return self._call("fused", theta, images)
+
+    def _call(self, kind: str, theta: Theta, images: Tensor) -> Tensor:
         # `functional_call` puts theta into the module while it runs, so each thread needs its own.
-        if not hasattr(self._of_thread, "module"):
-            self._of_thread.module = copy.deepcopy(self.module)
-        logits: Tensor = torch.func.functional_call(self._of_thread.module, theta, (images,))
+        if not hasattr(self._of_thread, kind):
+            setattr(self._of_thread, kind, copy.deepcopy(getattr(self, kind)))
+        module = getattr(self._of_thread, kind)
+        logits: Tensor = torch.func.functional_call(module, theta, (images,))
         return logits
 
 

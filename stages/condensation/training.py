@@ -87,7 +87,7 @@ def train(
             if augmentation is not None:
                 batch = apply_augmentation(batch, augmentation(len(batch), size, generator))
             optimiser.zero_grad()
-            classification_loss(leaves, network, batch, labels[chosen]).backward()
+            classification_loss(leaves, network.first_order, batch, labels[chosen]).backward()
             optimiser.step()
             if on_step is not None:
                 on_step()
@@ -100,7 +100,7 @@ def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> 
     block = ACCURACY_BLOCK.get(images.device.type, 1000)
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
     for part, part_labels in zip(images.split(block), labels.split(block), strict=True):
-        correct += (network(theta, part).argmax(1) == part_labels).sum()
+        correct += (network.first_order(theta, part).argmax(1) == part_labels).sum()
     return 100 * correct.item() / len(labels)
 
 

@@ -1,0 +1,187 @@
+"""Blocks of ConvNet on the CPU, fused for training: the same function, differentiable once.
+
+The operators of PyTorch for instance norm and pooling go through memory many times and are slow
+with the channels last, where the convolutions are fastest; here each block is a handful of
+products and passes. What matching needs (derivatives of derivatives, transforms of `torch.func`)
+goes through the ordinary modules; what only trains, scores or takes one gradient comes here.
+
+Shapes: N = images, h x w = their size, c = channels, o = filters; channels last inside.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from condensation import winograd
+from condensation.pooling import AveragePool
+
+FEWEST_TILES = 32
+"""Tiles in a batch from which Winograd's convolution is faster than the direct one: it transforms
+the filters each time, whatever the number of images."""
+
+FEWEST_CHANNELS = 32
+"""Channels from which it is: with fewer, its transforms cost more than the products save."""
+
+CACHED = 2**18
+"""Numbers in a tensor of which a core's cache holds a few: 1 MiB in float32."""
+
+
+class FusedSequential(nn.Sequential):
+    """Layers one after the other; blocks of convolution, norm, ReLU and pooling are fused.
+
+    It has the parameters, the names and the result of the `torch.nn.Sequential` it is made from.
+    Fused are 3 x 3 convolution, instance norm, ReLU, 2 x 2 average pooling in this order, on the
+    CPU, where height and width are even.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the layers give; differentiable once, with respect to the parameters."""
+        layers = list(self)
+        position = 0
+        while position < len(layers):
+            block = layers[position : position + 4]
+            if _is_block(block) and images.device.type == "cpu" and _fits(images, block[0]):
+                images = _block(images, *block[:2])
+                position += 4
+            else:
+                images = layers[position](images)
+                position += 1
+        return images
+
+
+def _is_block(layers: list[nn.Module]) -> bool:
+    if len(layers) < 4:
+        return False
+    convolution, norm, activation, pool = layers
+    return (
+        isinstance(convolution, nn.Conv2d)
+        and convolution.kernel_size == (3, 3)
+        and convolution.stride == (1, 1)
+        and convolution.groups == 1
+        and isinstance(norm, nn.GroupNorm)
+        and norm.num_groups == norm.num_channels
+        and isinstance(activation, nn.ReLU)
+        and isinstance(pool, AveragePool)
+    )
+
+
+def _fits(images: Tensor, convolution: nn.Module) -> bool:
+    assert isinstance(convolution, nn.Conv2d)
+    border = 2 * int(convolution.padding[0]) - 2
+    height, width = images.shape[-2] + border, images.shape[-1] + border
+    return height % 2 == 0 and width % 2 == 0 and min(height, width) > 0
+
+
+def _block(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+    # (N, c, h, w) -> (N, o, h', w'), both with the channels last in memory
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
+    assert convolution.bias is not None
+    padding = int(convolution.padding[0])
+    number, channels, height, width = images.shape
+    tiles = number * height * width // winograd.TILE**2
+    if channels < FEWEST_CHANNELS:
+        filtered = _PatchConvolution.apply(images, convolution.weight, convolution.bias, padding)
+    elif (
+        padding == 1
+        and height % winograd.TILE == width % winograd.TILE == 0
+        and tiles >= FEWEST_TILES
+    ):
+        channels_last = images.permute(0, 2, 3, 1)
+        filtered = winograd.convolve(channels_last, convolution.weight, convolution.bias)
+    else:
+        direct = F.conv2d(images, convolution.weight, convolution.bias, padding=padding)
+        filtered = direct.permute(0, 2, 3, 1)
+    pooled: Tensor = _NormActivationPool.apply(filtered, norm.weight, norm.bias, norm.eps)
+    return pooled.permute(0, 3, 1, 2)
+
+
+class _PatchConvolution(torch.autograd.Function):
+    """3 x 3 convolution of few channels: one product of all patches and the filters."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+        number, _, height, width = images.shape
+        patches = F.unfold(images, 3, padding=padding).transpose(1, 2).flatten(0, 1)
+        ctx.save_for_backward(patches, weight)
+        ctx.padding, ctx.size = padding, (height, width)
+        filtered = torch.addmm(bias, patches, weight.flatten(1).T)
+        return filtered.view(number, height + 2 * padding - 2, width + 2 * padding - 2, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        patches, weight = ctx.saved_tensors
+        flat = slope.reshape(-1, slope.shape[-1])
+        of_images = None
+        if ctx.needs_input_grad[0]:
+            of_patches = (flat @ weight.flatten(1)).unflatten(0, (len(slope), -1)).transpose(1, 2)
+            of_images = F.fold(of_patches, ctx.size, 3, padding=ctx.padding)
+        of_weight = (patches.T @ flat).T.reshape(weight.shape)
+        return of_images, of_weight, flat.sum(0), None
+
+
+class _NormActivationPool(torch.autograd.Function):
+    """Instance norm, ReLU and 2 x 2 average pooling of (N, h, w, c) -> (N, h / 2, w / 2, c).
+
+    A few images at a time, so that what is computed in between stays in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        number, height, width, channels = images.shape
+        images = images.reshape(number, -1, channels)
+        mean = _sum(images) / (height * width)
+        inverse = torch.empty_like(mean)
+        pooled = images.new_empty(number, height // 2, width // 2, channels)
+        for chunk in _chunks(images):
+            centred = images[chunk] - mean[chunk]
+            variance = _sum(centred * centred) / (height * width)
+            inverse[chunk] = (variance + eps).rsqrt_()
+            active = torch.addcmul(shift, centred, inverse[chunk] * scale).relu_()
+            pixels = active.view(-1, height // 2, 2, width // 2, 2, channels)
+            torch.add(pixels[:, :, 0, :, 0], pixels[:, :, 0, :, 1], out=pooled[chunk])
+            pooled[chunk].add_(pixels[:, :, 1, :, 0]).add_(pixels[:, :, 1, :, 1]).mul_(0.25)
+        ctx.save_for_backward(images, mean, inverse, scale, shift)
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        images, mean, inverse, scale, shift = ctx.saved_tensors
+        (number, pixels, channels), (_, height, width, _) = images.shape, slope.shape
+        total, aligned = torch.empty_like(mean), torch.empty_like(mean)
+        of_images = torch.empty_like(images)
+        factor = scale * inverse
+        for chunk in _chunks(images):
+            centred = images[chunk] - mean[chunk]
+            active = torch.addcmul(shift, centred, factor[chunk])
+            spread = (slope[chunk] * 0.25).view(-1, height, 1, width, 1, channels)
+            of_norm = spread.expand(-1, -1, 2, -1, 2, -1).reshape(centred.shape)
+            of_norm = torch.ops.aten.threshold_backward(of_norm, active, 0)
+            total[chunk] = _sum(of_norm)
+            aligned[chunk] = _sum(of_norm * centred) * inverse[chunk]
+            offset = factor[chunk] * total[chunk] / -pixels
+            slant = factor[chunk] * inverse[chunk] * aligned[chunk] / -pixels
+            torch.addcmul(offset, of_norm, factor[chunk], out=of_images[chunk])
+            of_images[chunk].addcmul_(centred, slant)
+        return (
+            of_images.view(number, 2 * height, 2 * width, channels),
+            aligned.sum((0, 1)),
+            total.sum((0, 1)),
+            None,
+        )
+
+
+def _chunks(images: Tensor) -> list[slice]:
+    # Images (N, p, c) that fit a core's cache together.
+    size = max(1, CACHED // images[0].numel())
+    return [slice(first, first + size) for first in range(0, len(images), size)]
+
+
+def _sum(images: Tensor) -> Tensor:
+    # (N, p, c) -> (N, 1, c). A product with ones: sums over an inner axis are far slower.
+    number, pixels, _ = images.shape
+    return images.new_ones(1, 1, pixels).expand(number, 1, pixels) @ images
