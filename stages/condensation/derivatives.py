@@ -92,6 +92,41 @@ def constant_hessian_vector_product(
     return total
 
 
+def constant_gauss_newton_vector_product(
+    theta: Theta,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    vector: Theta,
+    block_size: int,
+) -> Theta:
+    """Return G v as a constant, with the Gauss-Newton matrix G = mean of J' L J over the images.
+
+    J is the derivative of the logits z with respect to theta, L = diag(p) - p p' the Hessian of the
+    cross-entropy with respect to z (Schraudolph, "Fast Curvature Matrix-Vector Products for
+    Second-Order Gradient Descent", 2002). L is positive semidefinite, so v' G v >= 0. J v is the
+    derivative of <J' u, v> with respect to u.
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    total = {name: torch.zeros_like(value) for name, value in theta.items()}
+    for part, block, _ in _blocks(images, labels, block_size):
+        logits = network(leaves, block)
+        direction = torch.zeros_like(logits, requires_grad=True)
+        pulled = torch.autograd.grad(
+            logits, list(leaves.values()), direction, create_graph=True, materialize_grads=True
+        )
+        slope = inner_product(dict(zip(leaves, pulled, strict=True)), vector)
+        (pushed,) = torch.autograd.grad(slope, direction, retain_graph=True)
+        with torch.no_grad():
+            probability = logits.softmax(1)
+            weighed = probability * (pushed - (probability * pushed).sum(1, keepdim=True))
+        product = torch.autograd.grad(
+            logits, list(leaves.values()), part * weighed / len(block), materialize_grads=True
+        )
+        _add(total, product)
+    return total
+
+
 def _add(total: Theta, part: Sequence[Tensor]) -> None:
     for value, addend in zip(total.values(), part, strict=True):
         value += addend

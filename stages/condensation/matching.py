@@ -4,27 +4,28 @@ For class c at parameters theta (Zhao, Mopuri and Bilen, ICLR 2021):
 
     g_S = dl/dtheta (theta; S_c)     differentiable with respect to the synthetic images S_c
     g_T = dl/dtheta (theta; T_c)     a constant, from a batch T_c of real images of the class
-    L_c = D(g_S, g_T) + weight * Q_c     order 1: weight = 0; order 2: Q_c a term of curvature
+    L_c = D(g_S, g_T) + lambda * Q_c     order 1: no Q_c; order 2: Q_c a term of curvature
 
 Everything that comes from the real images, and the probes, are constants: the image gradient flows
 through g_S and through what Q_c computes from the synthetic images.
 
-Shapes: C = classes, S = synthetic images a class, R = real images a class, P = probes,
+The weight is relative: lambda = weight * |dD/dS_c| / |dQ_c/dS_c|, so that the image gradient of the
+curvature term is `weight` times as long as that of the gradient term, for every network, distance
+and form. (Their natural ratio spans five orders of magnitude.)
+
+Shapes: K = independent sets, C = classes, S = synthetic images a class, R = real images a class,
 image = (ch, h, w).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from condensation.derivatives import (
-    constant_hessian_vector_product,
-    constant_loss_gradient,
-    hessian_vector_product,
-    loss_gradient,
-)
+from condensation.curvature import CurvatureForm, RealSide, SyntheticSide
+from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.distances import Distance
 from condensation.networks import Network, Theta
 from condensation.workers import parallel_map
@@ -32,66 +33,39 @@ from condensation.workers import parallel_map
 REAL_BLOCK = {"cpu": 32}
 """Real images that go through the network at once, by type of device: 32 stay in a CPU's cache."""
 
-
-@dataclass(frozen=True)
-class RealSide:
-    """What the matching loss of one class knows of the real images.
-
-    Attributes:
-        theta: Parameters.
-        network: The network.
-        images: (R, ch, h, w), normalised.
-        labels: (R,), all the same class.
-        gradient: g_T.
-        block_size: Images that go through the network at once.
-    """
-
-    theta: Theta
-    network: Network
-    images: Tensor
-    labels: Tensor
-    gradient: Theta
-    block_size: int
-
-
-CurvatureTerm = Callable[[RealSide, Distance, Sequence[Theta]], Callable[[Tensor, Tensor], Tensor]]
-"""`(real side, distance, probes)` -> `Q(synthetic images (S, ch, h, w), labels (S,))` -> ()."""
+_TINY = 1e-30
+"""Smallest length of an image gradient that is divided by."""
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """The second-order part of a matching loss: its term and its weight (lambda)."""
+    """The second-order part of a matching loss.
 
-    term: CurvatureTerm
-    weight: float
-
-
-def match_hessian_vector_products(
-    real: RealSide, distance: Distance, probes: Sequence[Theta]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Form `hvp`: mean over probes v of D(H_S v, H_T v).
-
-    With Rademacher probes and the squared Euclidean distance its expectation is the squared
-    Frobenius norm of H_S - H_T (Hutchinson, 1990). H_T v and v are constants; H_S v is
-    differentiated with respect to the images (a third derivative of the loss).
+    Attributes:
+        form: Q.
+        weight: Length of Q's image gradient as a multiple of that of D.
+        real_per_class: Real images of the class that Q takes, the first of the batch.
     """
-    targets = [
-        constant_hessian_vector_product(
-            real.theta, real.network, real.images, real.labels, probe, real.block_size
-        )
-        for probe in probes
-    ]
 
-    def term(images: Tensor, labels: Tensor) -> Tensor:
-        distances = [
-            distance(
-                hessian_vector_product(real.theta, real.network, images, labels, probe), target
-            )
-            for probe, target in zip(probes, targets, strict=True)
-        ]
-        return torch.stack(distances).mean()
+    form: CurvatureForm
+    weight: float
+    real_per_class: int
 
-    return term
+
+class Matched(NamedTuple):
+    """What a matching step gives, for each set and class.
+
+    Attributes:
+        gradient: (K, C, S, ch, h, w), of the sum of the losses.
+        loss: (K, C), D; with order 2 and the relative weight there is no one sum to report.
+        curvature: (K, C), Q, not weighted; 0 with order 1.
+        cosine: (K, C), between the image gradients of D and Q; 0 with order 1.
+    """
+
+    gradient: Tensor
+    loss: Tensor
+    curvature: Tensor
+    cosine: Tensor
 
 
 def draw_probes(theta: Theta, num_probes: int, generator: torch.Generator) -> list[Theta]:
@@ -114,8 +88,8 @@ def match_class(
     distance: Distance,
     curvature: Curvature | None,
     probes: Sequence[Theta],
-) -> tuple[Tensor, Tensor]:
-    """Return the image gradient (S, ch, h, w) and the matching loss () of one class.
+) -> Matched:
+    """Match one class of one set.
 
     Args:
         theta: Parameters.
@@ -125,51 +99,86 @@ def match_class(
         class_index: The class.
         distance: D.
         curvature: Q and its weight; None is order 1.
-        probes: What Q is probed with.
+        probes: What Q is probed with; none stands for the real gradient.
+
+    Returns:
+        Without the axes K and C.
     """
     real_labels = torch.full((len(real),), class_index, device=real.device)
     block_size = REAL_BLOCK.get(real.device.type, len(real))
     target = constant_loss_gradient(theta, network, real, real_labels, block_size)
-    curvature_term = None
-    if curvature is not None:
-        real_side = RealSide(theta, network, real, real_labels, target, block_size)
-        curvature_term = curvature.term(real_side, distance, probes)
-
     images = synthetic.detach().requires_grad_()
     labels = torch.full((len(images),), class_index, device=images.device)
-    loss = distance(loss_gradient(theta, network, images, labels), target)
-    if curvature is not None and curvature_term is not None:
-        loss = loss + curvature.weight * curvature_term(images, labels)
-    (gradient,) = torch.autograd.grad(loss, images)
-    return gradient, loss.detach()
+    gradient = loss_gradient(theta, network, images, labels)
+    loss = distance(gradient, target)
+    zero = torch.zeros_like(loss).detach()
+    if curvature is None:
+        (of_distance,) = torch.autograd.grad(loss, images)
+        return Matched(of_distance, loss.detach(), zero, zero)
+
+    probes = probes or [target]
+    part = slice(curvature.real_per_class)
+    gap = {}
+    if curvature.form.needs_gap:
+        gap = {name: target[name] - value.detach() for name, value in gradient.items()}
+    constants = curvature.form.constants(
+        RealSide(theta, network, real[part], real_labels[part], target, probes, gap, block_size)
+    )
+    side = SyntheticSide(theta, network, images, labels, gradient, target, probes)
+    term = curvature.form.term(side, distance, constants)
+    (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
+    (of_term,) = torch.autograd.grad(term, images)
+    combined, cosine = weigh(of_distance, of_term, curvature.weight)
+    return Matched(combined, loss.detach(), term.detach(), cosine)
 
 
-MatchingStep = Callable[[Tensor, Tensor, Theta, Sequence[Theta]], tuple[Tensor, Tensor]]
+def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """Add the image gradient of Q to that of D, `weight` times as long.
+
+    Args:
+        of_distance: dD/dS_c, (S, ch, h, w).
+        of_term: dQ_c/dS_c, likewise.
+        weight: Relative.
+
+    Returns:
+        The sum, and the cosine between the two, ().
+    """
+    lengths = of_distance.norm(), of_term.norm()
+    combined = of_distance + of_term * (weight * lengths[0] / lengths[1].clamp_min(_TINY))
+    cosine = (of_distance * of_term).sum() / (lengths[0] * lengths[1]).clamp_min(_TINY)
+    return combined, cosine
+
+
+MatchingStep = Callable[[Tensor, Tensor, Sequence[Theta], Sequence[Sequence[Theta]]], Matched]
+"""`step(synthetic (K, C, S, ch, h, w), real (K, C, R, ch, h, w), theta and probes of each set)`."""
 
 
 def make_matching_step(
     network: Network, distance: Distance, curvature: Curvature | None
 ) -> MatchingStep:
-    """Return `step(synthetic, real, theta, probes) -> (image gradient, loss)` over all classes.
-
-    The step takes synthetic (C, S, ch, h, w) and real (C, R, ch, h, w) and gives the gradient
-    (C, S, ch, h, w) of the sum of the losses, and the loss of each class (C,). Classes are
-    independent and are computed side by side.
-    """
+    """Return the function that matches all classes of all sets, side by side."""
 
     def step(
-        synthetic: Tensor, real: Tensor, theta: Theta, probes: Sequence[Theta]
-    ) -> tuple[Tensor, Tensor]:
-        def one_class(index: int) -> tuple[Tensor, Tensor]:
+        synthetic: Tensor,
+        real: Tensor,
+        thetas: Sequence[Theta],
+        probes: Sequence[Sequence[Theta]],
+    ) -> Matched:
+        num_sets, num_classes = synthetic.shape[:2]
+
+        def one(index: tuple[int, int]) -> Matched:
+            k, c = index
             return match_class(
-                theta, network, synthetic[index], real[index], index, distance, curvature, probes
+                thetas[k], network, synthetic[k, c], real[k, c], c, distance, curvature, probes[k]
             )
 
-        results = parallel_map(one_class, range(len(synthetic)), synthetic.device)
-        gradients, losses = zip(*results, strict=True)
-        return torch.stack(gradients), torch.stack(losses)
+        indices = [(k, c) for k in range(num_sets) for c in range(num_classes)]
+        matched = parallel_map(one, indices, synthetic.device)
+        return Matched(
+            *(
+                torch.stack(values).unflatten(0, (num_sets, num_classes))
+                for values in zip(*matched, strict=True)
+            )
+        )
 
     return step
-
-
-CURVATURE_TERMS: dict[str, CurvatureTerm] = {"hvp": match_hessian_vector_products}
