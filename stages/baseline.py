@@ -3,14 +3,19 @@
 import argparse
 import statistics
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from condensation.checkpoints import Checkpoint, Checkpoints
 from condensation.datasets import load_scoring, load_training
-from condensation.devices import choose_device
-from condensation.files import write_csv, write_json
+from condensation.devices import choose_device, describe_device
+from condensation.files import check_writable, together, write_csv, write_json
+from condensation.fingerprints import fingerprint
+from condensation.health import all_finite
 from condensation.networks import build_network, init_theta
-from condensation.params import load_params, run_stage
+from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
@@ -28,18 +33,52 @@ def main() -> None:
     params = load_params(Path("params.yaml"))
     if name not in params.evaluate.networks:
         raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
-    shared, own = params.baseline, params.baseline.by_network[name]
     set_determinism()
     device = choose_device(params.device)
+    results = Path(f"results/baseline/{name}")
+    check_writable(results / "metrics.json")
+    identity = fingerprint(determinants(params, name, device), [Path("data/prepared")])
+    with Checkpoints(f"baseline {name}", identity) as checkpoints, together():
+        baseline(params, name, device, results, checkpoints)
+
+
+def determinants(params: Params, name: str, device: torch.device) -> dict[str, Any]:
+    """Return what the accuracies depend on, beside the input files and the code."""
+    shared, own = params.baseline, params.baseline.by_network[name]
+    return {
+        "split": params.split,
+        "device": describe_device(device),
+        "options": params.networks[name],
+        "seed": shared.seed,
+        "batch_size": shared.batch_size,
+        "momentum": shared.momentum,
+        "weight_decay": shared.weight_decay,
+        "network": own,
+    }
+
+
+def baseline(
+    params: Params, name: str, device: torch.device, results: Path, checkpoints: Checkpoints
+) -> None:
+    """Train the networks, score them and write the results.
+
+    Raises:
+        ValueError: A training diverges.
+    """
+    shared, own = params.baseline, params.baseline.by_network[name]
     real = load_training(Path("data/prepared"), params.split)
     scoring = load_scoring(Path("data/prepared"), params.split)
     images, labels = real.normalise(real.images).to(device), real.labels.to(device)
     scored, scored_labels = scoring.normalise(scoring.images).to(device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
-    bar = tqdm(total=steps, desc=f"baseline {name}", unit="step")
+    bar = tqdm(total=steps, desc=f"baseline {name}", unit="step", disable=None)
 
     def one_network(index: int) -> float:
+        checkpoint = checkpoints.piece(str(index))
+        return checkpoint.once(lambda: train_and_score(index, checkpoint))
+
+    def train_and_score(index: int, checkpoint: Checkpoint) -> float:
         stream = (shared.seed, "baseline", name, index)
         theta = train(
             init_theta(network, generator(*stream, "theta"), device),
@@ -54,7 +93,13 @@ def main() -> None:
             generator=generator(*stream, "training"),
             schedule=warm_up_and_decay,
             on_step=bar.update,
+            checkpoint=checkpoint,
         )
+        if not all_finite(theta):
+            raise ValueError(
+                f"network {index} diverged: its parameters are not finite; look at "
+                f"baseline.{name}.learning_rate, baseline.momentum and baseline.weight_decay"
+            )
         return accuracy(theta, network, scored, scored_labels)
 
     with bar:
@@ -65,7 +110,6 @@ def main() -> None:
         "ceiling_std": round(statistics.stdev(scores), 2) if len(scores) > 1 else None,
         "ceiling_n": len(scores),
     }
-    results = Path(f"results/baseline/{name}")
     write_csv(
         results / "networks.csv",
         ["network", "index", "accuracy"],

@@ -3,25 +3,42 @@
 Algorithm 1 of Zhao, Mopuri and Bilen (ICLR 2021), with a term of curvature where `order` is 2.
 """
 
+import dataclasses
+import sys
 import time
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
-from condensation.artefacts import SyntheticSet, read_synthetic_set, write_synthetic_set
+from condensation.artefacts import (
+    SyntheticSet,
+    encode_synthetic_set,
+    read_synthetic_set,
+    write_synthetic_set,
+)
+from condensation.checkpoints import Checkpoints, shown
 from condensation.datasets import Dataset, load_training, sample_class
 from condensation.devices import choose_device, describe_device
 from condensation.distances import DISTANCES
-from condensation.files import write_csv, write_json
+from condensation.files import check_writable, together, write_at_once, write_csv, write_json
+from condensation.fingerprints import fingerprint
+from condensation.health import Watch, not_finite
 from condensation.matching import CURVATURE_TERMS, Curvature, draw_probes, make_matching_step
-from condensation.networks import build_network, init_theta
+from condensation.networks import Theta, build_network, init_theta
 from condensation.params import Params, load_params, run_stage
+from condensation.condensation_progress import Progress
 from condensation.randomness import generator, set_determinism
+from condensation.states import State
 from condensation.training import SCHEDULES, train
 
+OUTPUT = Path("data/condensed/synthetic.safetensors")
+RESULTS = Path("results/condense")
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """ipc -> (outer, inner) of Zhao et al.; another ipc takes the nearest."""
 
@@ -45,31 +62,73 @@ def draw_real(dataset: Dataset, by_class: list[Tensor], params: Params, *stream:
     return dataset.normalise(torch.stack(drawn))
 
 
-def check_loss(loss: Tensor, iteration: int, class_names: tuple[str, ...]) -> None:
-    """Stop where the matching loss (C,) is no longer a number.
+def begin(images: Tensor, kept: Collection[int], device: torch.device) -> Progress:
+    """Return the state before the first iteration."""
+    total = torch.zeros(len(images), device=device)
+    at = Progress(images.to(device, copy=True), images.to(device, copy=True), None, 1, 0, {}, total)
+    if 0 in kept:
+        at.snapshots[0] = images.clone()
+        at.timing.append((0, 0.0))
+    return at
 
-    Raises:
-        ValueError: Naming the iteration, the classes and the settings to look at.
-    """
-    finite = loss.isfinite().tolist()
-    if not all(finite):
-        lost = [name for name, fine in zip(class_names, finite, strict=True) if not fine]
-        raise ValueError(
-            f"the matching loss is not finite at iteration {iteration} (classes: "
-            f"{', '.join(lost)}); look at condense.image_learning_rate, "
-            "condense.distance, order and condense.curvature.weight"
-        )
+
+def keep_last(images: SyntheticSet, iteration: int, checkpoints: Checkpoints) -> str:
+    """Write the last images that are numbers, and say where; nothing where nothing can be kept."""
+    if checkpoints.folder is None:
+        return ""
+    path = checkpoints.folder / f"iteration-{iteration:06d}.safetensors"
+    record = {**images.metadata, "iteration": str(iteration)}
+    write_at_once(path, encode_synthetic_set(dataclasses.replace(images, metadata=record)))
+    return f"; the images of iteration {iteration} are in {shown(path)}"
+
+
+def say(text: str) -> None:
+    """Print a line for the user beside the progress bar."""
+    tqdm.write(f"condense: {text}", file=sys.stderr)
+
+
+def determinants(params: Params, device: torch.device) -> dict[str, Any]:
+    """Return what the images depend on, beside the input files and the code."""
+    return {
+        "seed": params.seed,
+        "ipc": params.ipc,
+        "network": params.network,
+        "order": params.order,
+        "split": params.split,
+        "device": describe_device(device),
+        "options": params.networks[params.network],
+        "condense": params.condense,
+    }
 
 
 def main() -> None:
     """Run the stage."""
     params = load_params(Path("params.yaml"))
-    settings = params.condense
     keep_freed_memory()
     set_determinism()
     device = choose_device(params.device)
+    check_writable(OUTPUT, RESULTS / "loss.csv")
+    inputs = [Path("data/prepared"), Path("data/initial")]
+    name = fingerprint(determinants(params, device), inputs)
+    with Checkpoints("condense", name) as checkpoints, together():
+        condense(params, device, checkpoints)
+
+
+def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> None:
+    """Learn the images and write them.
+
+    Raises:
+        ValueError: The data do not fit the settings, or the numbers are not finite any more.
+    """
+    settings = params.condense
     dataset = load_training(Path("data/prepared"), params.split)
     by_class = [dataset.class_images(c) for c in range(dataset.num_classes)]
+    for members, name in zip(by_class, dataset.class_names, strict=True):
+        if len(members) < settings.real_per_class:
+            raise ValueError(
+                f"condense.real_per_class: got {settings.real_per_class}, takes at most the "
+                f"{len(members)} real images of class '{name}'"
+            )
     initial = read_synthetic_set(Path("data/initial/synthetic.safetensors"))
     network = build_network(
         params.network,
@@ -85,11 +144,20 @@ def main() -> None:
     outer, inner = loops(params)
     schedule = SCHEDULES[settings.image_schedule]
 
-    images = initial.images.to(device).requires_grad_()
+    checkpoint = checkpoints.piece("images")
+    kept = {*settings.snapshots, settings.iterations}
+    before = begin(initial.images, kept, device)
+    if (state := checkpoint.load()) is not None:
+        before = Progress.of(state, device)
+    losses, snapshots, timing = before.losses, before.snapshots, before.timing
+    start = time.perf_counter() - before.seconds
+    images = before.images.requires_grad_()
     labels = initial.labels.flatten().to(device)
     optimiser = torch.optim.SGD(
         [images], lr=settings.image_learning_rate, momentum=settings.image_momentum
     )
+    if before.momentum is not None:
+        optimiser.state[images]["momentum_buffer"] = before.momentum
     metadata = {
         **initial.metadata,  # init, seed, split
         "network": params.network,
@@ -98,17 +166,26 @@ def main() -> None:
         "torch": torch.__version__,
         "device": device.type,  # and not its threads: the bytes do not depend on them
     }
-    kept = {*settings.snapshots, settings.iterations}
-    snapshots: dict[int, Tensor] = {0: images.detach().cpu().clone()} if 0 in kept else {}
-    losses: list[list[float]] = []
-    timing = [(0, 0.0)] if 0 in kept else []
-    seconds, start = 0.0, time.perf_counter()
 
-    bar = tqdm(range(1, settings.iterations + 1), desc=f"condense, order {params.order}")
+    def progress(iteration: int, image_step: int, theta: Theta, total: Tensor) -> State:
+        momentum = optimiser.state[images].get("momentum_buffer")
+        seconds = time.perf_counter() - start
+        at = (images, good, momentum, iteration, image_step, theta, total)
+        return Progress(*at, losses, snapshots, timing, seconds).state()
+
+    bar = tqdm(
+        range(before.iteration, settings.iterations + 1),
+        desc=f"condense, order {params.order}",
+        initial=before.iteration - 1,
+        total=settings.iterations,
+        disable=None,
+    )
+    theta, total, first_step = before.theta, before.total, before.image_step
+    good = before.good
+    watch = Watch(dataset.class_names, sum(losses[0]) if losses else None)
     for iteration in bar:
-        theta = init_theta(network, generator(params.seed, "theta", iteration), device)
-        total = torch.zeros(dataset.num_classes, device=device)
-        for image_step in range(outer):
+        theta = theta or init_theta(network, generator(params.seed, "theta", iteration), device)
+        for image_step in range(first_step, outer):
             real = draw_real(dataset, by_class, params, iteration, image_step).to(device)
             probes = []
             if curvature is not None:
@@ -116,7 +193,8 @@ def main() -> None:
                 probes = draw_probes(theta, settings.curvature.num_probes, stream)
             done = (iteration - 1 + image_step / outer) / settings.iterations
             optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(done)
-            images.grad, loss = step(images.detach(), real, theta, probes)
+            gradient, loss = step(images.detach(), real, theta, probes)
+            images.grad = gradient
             optimiser.step()
             total += loss / outer
             if image_step < outer - 1:
@@ -132,13 +210,27 @@ def main() -> None:
                     weight_decay=0.0,
                     generator=generator(params.seed, "inner", iteration, image_step),
                 )
-        check_loss(total, iteration, dataset.class_names)
+                checkpoint.offer(partial(progress, iteration, image_step + 1, theta, total))
+        if problem := not_finite(total, images.detach(), dataset.class_names):
+            last = SyntheticSet(
+                good.cpu(), initial.mean, initial.std, initial.class_names, metadata
+            )
+            raise ValueError(
+                f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
+                f"condense.distance, order and condense.curvature.weight"
+                f"{keep_last(last, iteration - 1, checkpoints)}"
+            )
+        for warning in watch.look(iteration, total, gradient, images):
+            say(warning)
+        good = images.detach().clone()
         losses.append(total.tolist())
         bar.set_postfix(loss=f"{sum(losses[-1]):.4g}")
         if iteration in kept:
             seconds = time.perf_counter() - start
             snapshots[iteration] = images.detach().cpu().clone()
             timing.append((iteration, seconds))
+        theta, total, first_step = {}, torch.zeros_like(total), 0
+        checkpoint.offer(partial(progress, iteration + 1, first_step, theta, total))
 
     for iteration, snapshot in snapshots.items():
         record = {**metadata, "iteration": str(iteration)}
@@ -147,15 +239,14 @@ def main() -> None:
             Path(f"data/condensed/snapshots/{iteration:06d}.safetensors"), synthetic
         )
         if iteration == settings.iterations:
-            write_synthetic_set(Path("data/condensed/synthetic.safetensors"), synthetic)
-    results = Path("results/condense")
+            write_synthetic_set(OUTPUT, synthetic)
     write_csv(
-        results / "loss.csv",
+        RESULTS / "loss.csv",
         ["iteration", "loss"],
         [(i, f"{sum(row):.6g}") for i, row in enumerate(losses, start=1)],
     )
     write_csv(
-        results / "loss_by_class.csv",
+        RESULTS / "loss_by_class.csv",
         ["iteration", "class", "loss"],
         [
             (i, name, f"{value:.6g}")
@@ -164,12 +255,12 @@ def main() -> None:
         ],
     )
     write_csv(
-        results / "timing.csv",
+        RESULTS / "timing.csv",
         ["iteration", "seconds", "device"],
         [(i, f"{spent:.2f}", describe_device(device)) for i, spent in timing],
     )
     final_loss = float(f"{sum(losses[-1]):.6g}")
-    write_json(results / "metrics.json", {"condense": {"loss": final_loss}})
+    write_json(RESULTS / "metrics.json", {"condense": {"loss": final_loss}})
 
 
 if __name__ == "__main__":

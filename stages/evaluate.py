@@ -8,15 +8,20 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
 from condensation.artefacts import read_synthetic_set
 from condensation.augmentation import AUGMENTATIONS
+from condensation.checkpoints import Checkpoint, Checkpoints
 from condensation.datasets import load_scoring
-from condensation.devices import choose_device
-from condensation.files import write_csv, write_json
+from condensation.devices import choose_device, describe_device
+from condensation.files import check_writable, together, write_csv, write_json
+from condensation.fingerprints import fingerprint
+from condensation.health import all_finite
 from condensation.networks import build_network, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
@@ -38,14 +43,47 @@ def main() -> None:
         raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
     keep_freed_memory()
     set_determinism()
+    device = choose_device(params.device)
+    results = Path(f"results/evaluate/{name}")
+    check_writable(results / "metrics.json")
+    # The ceiling is no input of theirs: accuracies are compared with it afterwards.
+    inputs = [Path("data/prepared"), Path("data/condensed")]
+    identity = fingerprint(determinants(params, name, device), inputs)
+    with Checkpoints(f"evaluate {name}", identity) as checkpoints, together():
+        evaluate(params, name, device, results, checkpoints)
+
+
+def determinants(params: Params, name: str, device: torch.device) -> dict[str, Any]:
+    """Return what the accuracies depend on, beside the input files and the code."""
+    settings = params.evaluate
+    return {
+        "seed": params.seed,
+        "split": params.split,
+        "device": describe_device(device),
+        "options": params.networks[name],
+        "iterations": params.condense.iterations,
+        "snapshots": params.condense.snapshots,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "augmentation": settings.augmentation,
+        "network": settings.by_network[name],
+    }
+
+
+def evaluate(
+    params: Params, name: str, device: torch.device, results: Path, checkpoints: Checkpoints
+) -> None:
+    """Train the networks, score them and write the results."""
     tasks = list_tasks(params, name)
-    scores = score(params, name, tasks)
+    scores = score(params, name, tasks, device, checkpoints)
 
     ceiling = json.loads(Path(f"results/baseline/{name}/metrics.json").read_text())[name]["ceiling"]
     by_iteration: dict[int, list[float]] = {}
     for (iteration, _), value in zip(tasks, scores, strict=True):
         by_iteration.setdefault(iteration, []).append(value)
-    results = Path(f"results/evaluate/{name}")
     write_csv(
         results / "networks.csv",
         ["network", "iteration", "index", "accuracy"],
@@ -89,10 +127,19 @@ def list_tasks(params: Params, name: str) -> list[tuple[int, int]]:
     return tasks + [(i, index) for i in earlier for index in range(numbers.snapshot_networks)]
 
 
-def score(params: Params, name: str, tasks: list[tuple[int, int]]) -> list[float]:
-    """Train one network for each task and return the accuracies, in percent."""
+def score(
+    params: Params,
+    name: str,
+    tasks: list[tuple[int, int]],
+    device: torch.device,
+    checkpoints: Checkpoints,
+) -> list[float]:
+    """Train one network for each task and return the accuracies, in percent.
+
+    Raises:
+        ValueError: A training diverges.
+    """
     settings = params.evaluate
-    device = choose_device(params.device)
     real = load_scoring(Path("data/prepared"), params.split)
     real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
@@ -100,9 +147,15 @@ def score(params: Params, name: str, tasks: list[tuple[int, int]]) -> list[float
         iteration: read_synthetic_set(Path(f"data/condensed/snapshots/{iteration:06d}.safetensors"))
         for iteration, _ in tasks
     }
-    bar = tqdm(total=len(tasks) * settings.epochs, desc=f"evaluate {name}", unit="epoch")
+    bar = tqdm(
+        total=len(tasks) * settings.epochs, desc=f"evaluate {name}", unit="epoch", disable=None
+    )
 
     def one_network(task: tuple[int, int]) -> float:
+        checkpoint = checkpoints.piece("{}-{}".format(*task))
+        return checkpoint.once(lambda: train_and_score(task, checkpoint))
+
+    def train_and_score(task: tuple[int, int], checkpoint: Checkpoint) -> float:
         iteration, index = task
         # The same fresh networks for every snapshot and every setting: differences are paired.
         stream = (params.seed, "evaluate", name, index)
@@ -120,7 +173,14 @@ def score(params: Params, name: str, tasks: list[tuple[int, int]]) -> list[float
             schedule=tenth_after_half,
             augmentation=AUGMENTATIONS[settings.augmentation],
             on_step=bar.update,
+            checkpoint=checkpoint,
         )
+        if not all_finite(theta):
+            raise ValueError(
+                f"network {index} diverged on the images of iteration {iteration}: its parameters "
+                "are not finite; look at evaluate.learning_rate, evaluate.momentum and "
+                "evaluate.weight_decay"
+            )
         return accuracy(theta, network, real_images, real_labels)
 
     with bar:

@@ -62,6 +62,11 @@ def write_synthetic_set(path: Path, synthetic: SyntheticSet) -> None:
     Raises:
         OSError: The file cannot be written.
     """
+    write_bytes(path, encode_synthetic_set(synthetic))
+
+
+def encode_synthetic_set(synthetic: SyntheticSet) -> bytes:
+    """Return the content of a synthetic set's file."""
     tensors = {
         "images": synthetic.images.detach().cpu().float().flatten(0, 1).contiguous(),
         "labels": synthetic.labels.flatten(),
@@ -75,10 +80,10 @@ def write_synthetic_set(path: Path, synthetic: SyntheticSet) -> None:
         "class_names": list(synthetic.class_names),
         **synthetic.metadata,
     }
-    content = safetensors.torch.save(
+    content: bytes = safetensors.torch.save(
         tensors, {"description": json.dumps(description, sort_keys=True)}
     )
-    write_bytes(path, content)
+    return content
 
 
 def read_synthetic_set(path: Path) -> SyntheticSet:

@@ -1,36 +1,126 @@
 """Files written whole or not at all."""
 
+import contextlib
 import csv
+import glob
 import io
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+_UNFINISHED = ".unfinished"
+_waiting: dict[Path, Path] | None = None  # within `together`: file -> temporary file
+
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically; within `together()`, at the end of the block.
+
+    Raises:
+        OSError: The file cannot be written; whatever was at `path` is still there.
+    """
+    if _waiting is None:
+        write_at_once(path, content)
+    else:
+        _waiting[path] = _write_beside(path, content)
+
+
+def write_at_once(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: to a temporary file beside it, then renamed.
 
     Raises:
-        OSError: The folder cannot be made or written to; whatever was at `path` is still there.
+        OSError: The file cannot be written; whatever was at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+    temporary = _write_beside(path, content)
+    with _naming(path):
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+@contextlib.contextmanager
+def together() -> Generator[None, None, None]:
+    """Write the files of a block all or none: none takes its place before all are on the disk.
+
+    Raises:
+        OSError: A file cannot be written; whatever was there before still is.
+    """
+    global _waiting
+    files = _waiting = {}
+    try:
+        yield
+        _waiting = None
+        for path, temporary in files.items():
+            with _naming(path):
+                temporary.replace(path)
+    finally:
+        _waiting = None
+        for temporary in files.values():
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path) -> None:
+    """Make sure that files can be written before the work for them begins.
+
+    Raises:
+        OSError: A folder cannot be made or written to; the message names the file it is for.
+    """
+    for path in paths:
+        with _naming(path):
+            # Of the folders above the file, the first one that exists; none is made yet.
+            folder = next(parent for parent in path.parents if parent.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    # Return a temporary file in the same folder that is on the disk as a whole.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return temporary
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Generator[None, None, None]:
+    # An error of the system may name no file, or the temporary one.
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path}: cannot be written ({reason})") from None
+
+
+def _remove_leftovers(path: Path) -> None:
+    # What processes left that were killed while they wrote this file.
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
+        number = leftover.name.removesuffix(_UNFINISHED).rpartition(".")[2]
+        if number.isdecimal() and not _is_running(int(number)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":  # where the call below would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

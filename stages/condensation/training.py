@@ -4,13 +4,16 @@ Shapes: N = number of images, image = (ch, h, w).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from condensation.augmentation import Draw, apply_augmentation
+from condensation.checkpoints import Checkpoint
 from condensation.derivatives import classification_loss
 from condensation.networks import Network, Theta
+from condensation.states import State, momentum_of, put_momentum
 
 Schedule = Callable[[float], float]
 """Progress of the training, from 0 to below 1 -> factor of the learning rate."""
@@ -54,6 +57,7 @@ def train(
     schedule: Schedule = constant,
     augmentation: Draw | None = None,
     on_step: Callable[[], object] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Theta:
     """Train a network by SGD on the mean cross-entropy and return its parameters.
 
@@ -70,7 +74,9 @@ def train(
         generator: Draws the order and the augmentation.
         schedule: Factor of the learning rate at each step.
         augmentation: Drawn anew for each image in each epoch.
-        on_step: Called after each step, for instance to move a progress bar.
+        on_step: Called after each step, for instance to move a progress bar; also for the steps
+            of an earlier run that the checkpoint goes on from.
+        checkpoint: Where to go on from, and where to note how far the training is.
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
     optimiser = torch.optim.SGD(
@@ -78,20 +84,56 @@ def train(
     )
     size = (images.shape[-2], images.shape[-1])
     steps_per_epoch = -(-len(images) // batch_size)
-    for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        for step, chosen in enumerate(order.split(batch_size)):
-            progress = (epoch * steps_per_epoch + step) / (epochs * steps_per_epoch)
-            optimiser.param_groups[0]["lr"] = learning_rate * schedule(progress)
-            batch = images[chosen]
-            if augmentation is not None:
-                batch = apply_augmentation(batch, augmentation(len(batch), size, generator))
-            optimiser.zero_grad()
-            classification_loss(leaves, network.first_order, batch, labels[chosen]).backward()
-            optimiser.step()
-            if on_step is not None:
+    total = epochs * steps_per_epoch
+    first, order = 0, torch.empty(0, dtype=torch.int64)
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        first, order = _restore(state, leaves, optimiser, generator)
+        if on_step is not None:
+            for _ in range(first):
                 on_step()
+    for step in range(first, total):
+        begin = step % steps_per_epoch * batch_size
+        if begin == 0:
+            order = torch.randperm(len(images), generator=generator).to(images.device)
+        chosen = order[begin : begin + batch_size]
+        optimiser.param_groups[0]["lr"] = learning_rate * schedule(step / total)
+        batch = images[chosen]
+        if augmentation is not None:
+            batch = apply_augmentation(batch, augmentation(len(batch), size, generator))
+        optimiser.zero_grad()
+        classification_loss(leaves, network.first_order, batch, labels[chosen]).backward()
+        optimiser.step()
+        if on_step is not None:
+            on_step()
+        if checkpoint is not None:
+            checkpoint.offer(partial(_state, step + 1, order, leaves, optimiser, generator))
     return {name: value.detach() for name, value in leaves.items()}
+
+
+def _state(
+    done: int,
+    order: Tensor,
+    leaves: Theta,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> State:
+    # After `done` steps, the last of them in an epoch of this order of the images.
+    parameters = {f"theta/{name}": value for name, value in leaves.items()}
+    draws = {"order": order, "generator": generator.get_state()}
+    return State({**parameters, **momentum_of(optimiser, leaves), **draws}, {"steps": done})
+
+
+def _restore(
+    state: State, leaves: Theta, optimiser: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[int, Tensor]:
+    # Put everything to where it was; return the steps done and the order of the epoch.
+    with torch.no_grad():
+        for name, value in leaves.items():
+            value.copy_(state.tensors[f"theta/{name}"])
+    put_momentum(state, optimiser, leaves)
+    generator.set_state(state.tensors["generator"])
+    device = next(iter(leaves.values())).device
+    return state.record["steps"], state.tensors["order"].to(device)
 
 
 @torch.no_grad()

@@ -1,0 +1,84 @@
+"""Whether a condensation is going well: what stops it, and what is warned of once.
+
+Shapes: C = classes, S = synthetic images a class, image = (ch, h, w).
+"""
+
+import torch
+from torch import Tensor
+
+from condensation.networks import Theta
+
+EXPLODED = 100.0
+"""A matching loss so many times that of the first iteration is warned of."""
+
+
+def not_finite(loss: Tensor, images: Tensor, class_names: tuple[str, ...]) -> str | None:
+    """Say what is not a number any more: the matching loss or the images; None if all is well.
+
+    Args:
+        loss: (C,), the matching loss of each class.
+        images: (C, S, ch, h, w), the synthetic images after the step.
+        class_names: One for each class.
+    """
+    for what, finite in (
+        ("matching loss is", loss.isfinite()),
+        ("synthetic images are", images.isfinite().flatten(1).all(1)),
+    ):
+        if not finite.all():
+            return f"the {what} not finite (classes: {_names(~finite, class_names)})"
+    return None
+
+
+def all_finite(theta: Theta) -> bool:
+    """Return whether all parameters are finite, as they are not after a training that diverged."""
+    return all(bool(value.isfinite().all()) for value in theta.values())
+
+
+class Watch:
+    """Looks at each iteration and returns each warning once."""
+
+    def __init__(self, class_names: tuple[str, ...], first: float | None) -> None:
+        """Watch these classes; `first` is the loss of the first iteration if that is over."""
+        self._class_names = class_names
+        self._first = first
+        self._exploded = False
+        self._without_gradient = torch.zeros(len(class_names), dtype=torch.bool)
+
+    def look(self, iteration: int, loss: Tensor, gradient: Tensor, images: Tensor) -> list[str]:
+        """Return what there is to warn of.
+
+        Args:
+            iteration: For the text.
+            loss: (C,), the matching loss of each class.
+            gradient: (C, S, ch, h, w), its derivative with respect to the images.
+            images: (C, S, ch, h, w).
+        """
+        warnings = []
+        total = float(loss.sum())
+        if self._first is None:
+            self._first = total
+        if not self._exploded and total > EXPLODED * self._first > 0:
+            self._exploded = True
+            warnings.append(
+                f"the matching loss of iteration {iteration} is {total:.4g}, {self._first:.4g} at "
+                "first; look at condense.image_learning_rate and condense.image_momentum"
+            )
+        without = ~gradient.flatten(1).any(1).cpu() & ~self._without_gradient
+        if without.any():
+            self._without_gradient |= without
+            pixels = images.detach().flatten(3).cpu()
+            constant = (pixels.amax(-1) == pixels.amin(-1)).flatten(1).all(1)
+            for found, reason in (
+                (without & constant, "its images are constant, which normalisation makes 0"),
+                (without & ~constant, "the network does not respond to its images (activation?)"),
+            ):
+                if found.any():
+                    warnings.append(
+                        f"the image gradient is zero at iteration {iteration} for the classes "
+                        f"{_names(found, self._class_names)}: {reason}"
+                    )
+        return warnings
+
+
+def _names(chosen: Tensor, class_names: tuple[str, ...]) -> str:
+    return ", ".join(name for name, yes in zip(class_names, chosen.tolist(), strict=True) if yes)
