@@ -2,12 +2,13 @@
 
 import argparse
 import statistics
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from condensation.datasets import load_scoring, load_training
-from condensation.devices import choose_device
+from condensation.devices import choose_device, describe_device
 from condensation.files import write_csv, write_json
 from condensation.networks import build_network, init_theta
 from condensation.params import load_params, run_stage
@@ -57,6 +58,7 @@ def main() -> None:
         )
         return accuracy(theta, network, scored, scored_labels)
 
+    start = time.perf_counter()
     with bar:
         scores = parallel_map(one_network, range(own.num_networks), device)
     mean = statistics.fmean(scores)
@@ -70,6 +72,11 @@ def main() -> None:
         results / "networks.csv",
         ["network", "index", "accuracy"],
         [(name, index, f"{value:.2f}") for index, value in enumerate(scores)],
+    )
+    write_csv(
+        results / "timing.csv",
+        ["network", "networks", "seconds", "device"],
+        [(name, len(scores), f"{time.perf_counter() - start:.2f}", describe_device(device))],
     )
     write_json(results / "metrics.json", {name: record})
     print(f"{name}: {mean:.2f}% (n = {len(scores)}) after the whole training set")
