@@ -5,13 +5,12 @@ import statistics
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.files import write_csv, write_json
 from condensation.networks import build_network, init_theta
 from condensation.params import load_params, run_stage
+from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
@@ -38,7 +37,10 @@ def main() -> None:
     scored, scored_labels = scoring.normalise(scoring.images).to(device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
-    bar = tqdm(total=steps, desc=f"baseline {name}", unit="step")
+    what = (
+        f"baseline {name}: {own.num_networks} networks, {own.epochs} epochs of {len(labels)} images"
+    )
+    progress = Progress(what, steps, "step", describe_device(device))
 
     def one_network(index: int) -> float:
         stream = (shared.seed, "baseline", name, index)
@@ -54,12 +56,12 @@ def main() -> None:
             weight_decay=shared.weight_decay,
             generator=generator(*stream, "training"),
             schedule=warm_up_and_decay,
-            on_step=bar.update,
+            on_step=progress.update,
         )
         return accuracy(theta, network, scored, scored_labels)
 
     start = time.perf_counter()
-    with bar:
+    with progress:
         scores = parallel_map(one_network, range(own.num_networks), device)
     mean = statistics.fmean(scores)
     record = {
@@ -79,7 +81,7 @@ def main() -> None:
         [(name, len(scores), f"{time.perf_counter() - start:.2f}", describe_device(device))],
     )
     write_json(results / "metrics.json", {name: record})
-    print(f"{name}: {mean:.2f}% (n = {len(scores)}) after the whole training set")
+    print(f"baseline {name}: {mean:.2f}% (n = {len(scores)}), the ceiling")
 
 
 if __name__ == "__main__":

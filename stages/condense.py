@@ -3,12 +3,12 @@
 Algorithm 1 of Zhao, Mopuri and Bilen (ICLR 2021), with a term of curvature where `order` is 2.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
 from condensation.artefacts import SyntheticSet, read_synthetic_set, write_synthetic_set
@@ -19,7 +19,10 @@ from condensation.files import write_csv, write_json
 from condensation.matching import CURVATURE_TERMS, Curvature, draw_probes, make_matching_step
 from condensation.networks import build_network, init_theta
 from condensation.params import Params, load_params, run_stage
+from condensation.product import write_product
+from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
+from condensation.sources import SOURCES
 from condensation.training import SCHEDULES, train
 
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -32,6 +35,15 @@ def loops(params: Params) -> tuple[int, int]:
     outer, inner = PUBLISHED_LOOPS[nearest]
     settings = params.condense
     return settings.outer or outer, inner if settings.inner is None else settings.inner
+
+
+def frame_iterations(iterations: int, num_frames: int) -> set[int]:
+    """Choose iterations for the animation, 0 and the last among them, closer at the beginning.
+
+    The images change most then: the places are squares of equal steps.
+    """
+    places = [(frame / (num_frames - 1)) ** 2 for frame in range(num_frames)]
+    return {round(place * iterations) for place in places}
 
 
 def draw_real(dataset: Dataset, by_class: list[Tensor], params: Params, *stream: int) -> Tensor:
@@ -98,14 +110,17 @@ def main() -> None:
         "torch": torch.__version__,
         "device": device.type,  # and not its threads: the bytes do not depend on them
     }
-    kept = {*settings.snapshots, settings.iterations}
-    snapshots: dict[int, Tensor] = {0: images.detach().cpu().clone()} if 0 in kept else {}
+    kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
+    snapshots: dict[int, Tensor] = {0: images.detach().cpu().clone()}
     losses: list[list[float]] = []
-    timing = [(0, 0.0)] if 0 in kept else []
+    timing = [(0, 0.0)]
     seconds, start = 0.0, time.perf_counter()
-
-    bar = tqdm(range(1, settings.iterations + 1), desc=f"condense, order {params.order}")
-    for iteration in bar:
+    what = (
+        f"condense: {dataset.num_classes} classes x {params.ipc} images on {params.network}, "
+        f"order {params.order}, {settings.iterations} iterations"
+    )
+    bar = Progress(what, settings.iterations, "iteration", describe_device(device))
+    for iteration in bar.over(range(1, settings.iterations + 1)):
         theta = init_theta(network, generator(params.seed, "theta", iteration), device)
         total = torch.zeros(dataset.num_classes, device=device)
         for image_step in range(outer):
@@ -134,7 +149,7 @@ def main() -> None:
                 )
         check_loss(total, iteration, dataset.class_names)
         losses.append(total.tolist())
-        bar.set_postfix(loss=f"{sum(losses[-1]):.4g}")
+        bar.show(loss=f"{sum(losses[-1]):.4g}")
         if iteration in kept:
             seconds = time.perf_counter() - start
             snapshots[iteration] = images.detach().cpu().clone()
@@ -148,6 +163,9 @@ def main() -> None:
         )
         if iteration == settings.iterations:
             write_synthetic_set(Path("data/condensed/synthetic.safetensors"), synthetic)
+            made = {**record, **dataclasses.asdict(settings)}
+            del made["condense"]
+            write_product(Path("data/condensed"), synthetic, SOURCES[params.dataset], made)
     results = Path("results/condense")
     write_csv(
         results / "loss.csv",
@@ -170,6 +188,10 @@ def main() -> None:
     )
     final_loss = float(f"{sum(losses[-1]):.6g}")
     write_json(results / "metrics.json", {"condense": {"loss": final_loss}})
+    print(
+        f"condense: matching loss {final_loss} after {settings.iterations} iterations "
+        f"({sum(losses[0]):.6g} after the first), {seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import AUGMENTATIONS
@@ -23,6 +22,7 @@ from condensation.files import write_csv, write_json
 from condensation.image_sets import ImageSet, load_image_set, load_image_sets
 from condensation.networks import build_network, init_theta
 from condensation.params import Params, load_params, run_stage
+from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
 from condensation.sources import SOURCES
 from condensation.training import predict, tenth_after_half, train
@@ -94,7 +94,8 @@ def main() -> None:
     }
     write_json(results / "metrics.json", {name: record})
     print(
-        f"{name}: {mean:.2f}% (n = {len(final)}), {record['retained']}% of the ceiling {ceiling}%"
+        f"evaluate {name}: {mean:.2f}% (n = {len(final)}), "
+        f"{record['retained']}% of the ceiling {ceiling}%"
     )
 
 
@@ -153,7 +154,10 @@ def score(params: Params, name: str, tasks: list[tuple[int, int]], real: Dataset
     real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     sets = load_sets(params, {iteration for iteration, _ in tasks}, real)
-    bar = tqdm(total=len(tasks) * settings.epochs, desc=f"evaluate {name}", unit="epoch")
+    chosen = [sets[iteration][index % len(sets[iteration])] for iteration, index in tasks]
+    steps = settings.epochs * sum(-(-len(synthetic) // settings.batch_size) for synthetic in chosen)
+    what = f"evaluate {name}: {len(tasks)} networks of {settings.epochs} epochs"
+    bar = Progress(what, steps, "step", describe_device(device))
 
     def one_network(task: tuple[int, int]) -> Tensor:
         iteration, index = task
