@@ -50,6 +50,7 @@ def draw_validation(
 def main() -> None:
     """Run the stage."""
     params = load_params(Path("params.yaml"))
+    print(f"prepare: {params.dataset} from {params.prepare.raw}; CPU; a few seconds", flush=True)
     raw = DATASETS[params.dataset](Path(params.prepare.raw))
     validation_index = draw_validation(
         raw.train_labels,
@@ -62,7 +63,7 @@ def main() -> None:
     test = Dataset(raw.test_images, raw.test_labels, mean, std, raw.class_names)
     write_prepared(Path("data/prepared"), train, test, validation_index)
     print(
-        f"{params.dataset}: {len(train.labels)} training images ({len(validation_index)} of them "
+        f"prepare: {len(train.labels)} training images ({len(validation_index)} of them "
         f"for validation), {len(test.labels)} test images, {train.num_classes} classes"
     )
 

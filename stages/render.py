@@ -1,57 +1,137 @@
-"""What the other stages wrote -> results/figures, and all networks in results/accuracy.csv."""
+"""What the other stages wrote -> figures, one table of all accuracies, and the report."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from condensation.animation import animation
 from condensation.artefacts import read_synthetic_set
+from condensation.class_plots import class_accuracies, confusion_panels
 from condensation.datasets import Dataset, load_training
+from condensation.documents import to_html, to_markdown
 from condensation.figure_style import save
 from condensation.files import write_bytes
-from condensation.image_grids import image_grid, snapshot_strip
-from condensation.params import load_params, run_stage
+from condensation.image_grids import image_grid, snapshot_strip, start_and_end
+from condensation.image_sets import load_image_sets
+from condensation.params import Params, load_params, run_stage
 from condensation.plots import accuracy_curve, loss_curve, retained_bars
+from condensation.report import report_blocks
+from condensation.sources import SOURCES
+
+RESULTS = Path("results")
 
 
 def main() -> None:
     """Run the stage."""
     params = load_params(Path("params.yaml"))
+    names = params.evaluate.networks
     dataset = load_training(Path("data/prepared"), params.split)
-    condensed = Path("data/condensed")
-    synthetic = read_synthetic_set(condensed / "synthetic.safetensors")
-    snapshots = {
-        iteration: read_synthetic_set(condensed / f"snapshots/{iteration:06d}.safetensors")
-        for iteration in (*params.condense.snapshots, params.condense.iterations)
-    }
-    loss = pd.read_csv("results/condense/loss.csv")
-    # As text: a class may be called 7.
-    loss_by_class = pd.read_csv("results/condense/loss_by_class.csv", dtype={"class": str})
-    curves = {
-        network: pd.read_csv(f"results/evaluate/{network}/curve.csv")
-        for network in params.evaluate.networks
-    }
+    print(f"render: figures and report of {', '.join(names)}; CPU; about half a minute", flush=True)
 
+    curves = read_curves(names)
     # Only the networks that are evaluated now: DVC would also plot the files of earlier ones.
     accuracy = pd.concat(curves.values())
-    write_bytes(Path("results/accuracy.csv"), accuracy.to_csv(index=False).encode())
-
-    names = synthetic.class_names
-    figures = {
-        "synthetic": image_grid(
-            synthetic.pixels.numpy(), first_images(dataset, params.render.real_examples), names
-        ),
-        "snapshots": snapshot_strip(
-            {iteration: snapshot.pixels.numpy() for iteration, snapshot in snapshots.items()}, names
-        ),
-        "loss": loss_curve(loss, loss_by_class, names),
-        "accuracy": accuracy_curve(curves),
-        "retained": retained_bars(curves),
+    write_bytes(RESULTS / "accuracy.csv", accuracy.to_csv(index=False).encode())
+    # As text: a class may be called 7.
+    text = {"class": str, "predicted": str}
+    classes = {n: pd.read_csv(RESULTS / f"evaluate/{n}/classes.csv", dtype=text) for n in names}
+    confusions = {
+        n: pd.read_csv(RESULTS / f"evaluate/{n}/confusion.csv", dtype=text) for n in names
     }
-    for name, figure in figures.items():
-        path = Path(f"results/figures/{name}.png")
-        save(figure, path, params.render.dpi)
-        print(path)
+    drawn: dict[str, Figure] = {
+        **(image_figures(params, dataset)),
+        "retained": retained_bars(curves),
+        "classes": class_accuracies(classes, dataset.class_names),
+        "confusion": confusion_panels(confusions, dataset.class_names),
+    }
+    files = {}
+    if not Path(params.evaluate.images).suffix:  # images from elsewhere have no history
+        loss = pd.read_csv(RESULTS / "condense/loss.csv")
+        loss_by_class = pd.read_csv(RESULTS / "condense/loss_by_class.csv", dtype=text)
+        drawn["loss"] = loss_curve(loss, loss_by_class, dataset.class_names)
+        drawn["accuracy"] = accuracy_curve(curves)
+        drawn["seconds"] = accuracy_curve(curves, "seconds")
+        files["animation"] = RESULTS / "figures/animation.gif"
+        frames = {
+            int(path.stem): read_synthetic_set(path).pixels[:, :1].numpy()
+            for path in sorted(Path("data/condensed/snapshots").glob("*.safetensors"))
+        }
+        write_bytes(files["animation"], animation(frames, dataset.class_names))
+    for name, figure in drawn.items():
+        files[name] = RESULTS / f"figures/{name}.png"
+        save(figure, files[name], params.render.dpi)
+        save(figure, RESULTS / f"vector/{name}.pdf", params.render.dpi)
+
+    metrics = {n: read_metrics("baseline", n) | read_metrics("evaluate", n) for n in names}
+    runs = read_runs(params)
+    blocks = report_blocks(files, metrics, curves, classes, runs, dataclasses.asdict(params))
+    title = f"Synthetic images of {params.dataset}"
+    write_bytes(RESULTS / "report.html", to_html(title, blocks).encode())
+    write_bytes(RESULTS / "report.md", to_markdown(title, blocks, RESULTS).encode())
+    print(f"render: {len(files)} figures in {RESULTS / 'figures'}, and {RESULTS / 'report.html'}")
+
+
+def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
+    """Draw the grids of images: of those that are evaluated, and of how they came about."""
+    real = first_images(dataset, params.render.real_examples)
+    names = dataset.class_names
+    path = Path(params.evaluate.images)
+    if path.suffix:
+        source = SOURCES[params.dataset]
+        published = (names, source.published_mean, source.published_std)
+        first = load_image_sets(path, params.evaluate.images_scale, *published)[0]
+        return {"synthetic": image_grid(first.by_class.numpy(), real, names)}
+    last = params.condense.iterations
+    pixels = {
+        iteration: read_synthetic_set(
+            path / f"snapshots/{iteration:06d}.safetensors"
+        ).pixels.numpy()
+        for iteration in {0, *params.condense.snapshots, last}
+    }
+    evaluated = {i: pixels[i] for i in {*params.condense.snapshots, last}}
+    return {
+        "synthetic": image_grid(pixels[last], real, names),
+        "start_and_end": start_and_end(pixels[0], pixels[last], last, names),
+        "snapshots": snapshot_strip(evaluated, names),
+    }
+
+
+def read_curves(names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+    """Read each network's accuracies, with the seconds of condensation until then."""
+    timing = pd.read_csv(RESULTS / "condense/timing.csv").set_index("iteration")["seconds"]
+    curves = {}
+    for name in names:
+        curve = pd.read_csv(RESULTS / f"evaluate/{name}/curve.csv")
+        seconds = curve["iteration"].map(timing).fillna(0.0)
+        curve.insert(2, "seconds", seconds)
+        curves[name] = curve
+    return curves
+
+
+def read_metrics(stage: str, network: str) -> dict[str, float | None]:
+    """Read the metrics of one network."""
+    found = json.loads((RESULTS / stage / network / "metrics.json").read_text())
+    metrics: dict[str, float | None] = found[network]
+    return metrics
+
+
+def read_runs(params: Params) -> list[tuple[str, str, float, str]]:
+    """Read how long the stages took: stage, what it did, seconds, device."""
+    last = pd.read_csv(RESULTS / "condense/timing.csv").iloc[-1]
+    did = f"{last['iteration']} iterations"
+    runs = []
+    if not Path(params.evaluate.images).suffix:
+        runs.append(("condense", did, float(last["seconds"]), str(last["device"])))
+    for stage in ("evaluate", "baseline"):
+        for name in params.evaluate.networks:
+            row = pd.read_csv(RESULTS / stage / name / "timing.csv").iloc[0]
+            did = f"{row['networks']} networks"
+            runs.append((f"{stage}@{name}", did, float(row["seconds"]), str(row["device"])))
+    return runs
 
 
 def first_images(dataset: Dataset, num_images: int) -> np.ndarray:

@@ -236,6 +236,12 @@ class SettingsRead(ast.NodeVisitor):
             if (key := self._key(value)) is None or key in KEYS:
                 self.visit(value)
 
+    def visit_Call(self, node: ast.Call) -> None:
+        """Take a copy of all settings for a use of each."""
+        if ast.unparse(node.func) == "dataclasses.asdict" and self._key(node.args[0]) == "":
+            self.keys.update(KEYS)
+        self.generic_visit(node)
+
     def visit_If(self, node: ast.If) -> None:
         """Pass over checks: what only raises an error changes no result."""
         if not isinstance(node.body[0], ast.Raise):

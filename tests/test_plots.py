@@ -13,8 +13,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
+from PIL import Image
 
-from condensation import figure_style, image_grids, plots
+from condensation import animation, class_plots, figure_style, image_grids, plots
 
 NAN = float("nan")
 
@@ -43,7 +44,8 @@ def curve(
     accuracy: Sequence[float], std: Sequence[float], n: Sequence[int], ceiling: float = 99.0
 ) -> pd.DataFrame:
     columns = {"iteration": range(0, 10 * len(n), 10), "accuracy": accuracy, "std": std, "n": n}
-    return pd.DataFrame({**columns, "ceiling": ceiling})
+    seconds = [2.5 * iteration for iteration in columns["iteration"]]
+    return pd.DataFrame({**columns, "seconds": seconds, "ceiling": ceiling})
 
 
 CURVES = {
@@ -51,6 +53,21 @@ CURVES = {
     "mlp": curve([60.0, 70.0, 79.2], [2.0, 1.0, 0.5], [5, 5, 5], ceiling=96.0),
 }
 SINGLE = {"convnet": curve([94.0], [NAN], [1])}
+
+
+def confusion(num_classes: int, right: float = 7.0) -> pd.DataFrame:
+    rows = [
+        (true, taken, right if true == taken else 1.0)
+        for true in names(num_classes)
+        for taken in names(num_classes)
+    ]
+    return pd.DataFrame(rows, columns=["class", "predicted", "count"])
+
+
+def class_table(num_classes: int, std: float = 1.5, n: int = 5) -> pd.DataFrame:
+    accuracy = [90.0 - 80 * index / num_classes for index in range(num_classes)]
+    return pd.DataFrame({"class": names(num_classes), "accuracy": accuracy, "std": std, "n": n})
+
 
 DRAW: dict[str, Callable[[], Figure]] = {
     "grid": lambda: image_grids.image_grid(pixels(10, 1), pixels(10, 4), names(10)),
@@ -68,6 +85,23 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "loss, 100 classes": lambda: plots.loss_curve(*losses(3, 100), names(100)),
     "accuracy": lambda: plots.accuracy_curve(CURVES),
     "accuracy, one point": lambda: plots.accuracy_curve(SINGLE),
+    "seconds": lambda: plots.accuracy_curve(CURVES, "seconds"),
+    "confusion": lambda: class_plots.confusion_panels(
+        {name: confusion(10) for name in ("convnet", "lenet", "mlp", "fourth")}, names(10)
+    ),
+    "confusion, one network": lambda: class_plots.confusion_panels({"a": confusion(3)}, names(3)),
+    "confusion, 100 classes": lambda: class_plots.confusion_panels(
+        {"a": confusion(100), "b": confusion(100)}, names(100)
+    ),
+    "classes": lambda: class_plots.class_accuracies(
+        {"a": class_table(10), "b": class_table(10)}, names(10)
+    ),
+    "classes, n = 1": lambda: class_plots.class_accuracies({"a": class_table(3, NAN, 1)}, names(3)),
+    "classes, 100": lambda: class_plots.class_accuracies({"a": class_table(100)}, names(100)),
+    "start and end": lambda: image_grids.start_and_end(pixels(10, 1), pixels(10, 1), 9, names(10)),
+    "start and end, colour": lambda: image_grids.start_and_end(
+        pixels(10, 12, 3), pixels(10, 12, 3), 9, names(10)
+    ),
     "retained": lambda: plots.retained_bars(CURVES),
     "retained, n = 1": lambda: plots.retained_bars(SINGLE),
 }
@@ -86,14 +120,17 @@ def num_error_bars(axes: Axes) -> int:
 @pytest.mark.parametrize("case", DRAW)
 def test_same_input_gives_the_same_readable_png(case: str, tmp_path: Path) -> None:
     contents = []
-    for name in ("a.png", "b.png"):
+    for name in ("a", "b"):
         figure = DRAW[case]()
-        figure_style.save(figure, tmp_path / name, dpi=40)
-        contents.append((tmp_path / name).read_bytes())
+        for suffix in ("png", "pdf"):
+            figure_style.save(figure, tmp_path / f"{name}.{suffix}", dpi=40)
+        contents.append([(tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("png", "pdf")])
     assert contents[0] == contents[1]
-    assert b"Software" not in contents[0]
+    png, pdf = contents[0]
+    assert b"Software" not in png
+    assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
-    drawn = imread(io.BytesIO(contents[0]))[..., :3]
+    drawn = imread(io.BytesIO(png))[..., :3]
     width, height = figure.get_size_inches()
     assert drawn.shape[:2] == pytest.approx((height * 40, width * 40), abs=1)
     assert width <= figure_style.WIDTH
@@ -156,21 +193,30 @@ def test_snapshot_strip_has_a_row_for_each_iteration_in_order() -> None:
     np.testing.assert_array_equal(axes.images[0].get_array(), strip[0][0, 0, 0])
 
 
-def test_loss_curve_has_a_line_for_each_class_on_log_scales() -> None:
+def test_loss_curve_has_a_panel_for_each_class_on_log_scales() -> None:
+    """In each panel its own class stands out from the others, in grey too."""
     figure = plots.loss_curve(*losses(20, 10), names(10))
-    total, by_class = figure.axes
-    assert (len(total.lines), len(by_class.lines)) == (1, 10)
-    assert total.get_yscale() == by_class.get_yscale() == "log"
-    looks = {(line.get_color(), str(line.get_linestyle())) for line in by_class.lines}
-    assert len(looks) == 10
+    total, *panels = figure.axes
+    assert len(total.lines) == 1 and len(panels) == 10
+    assert {axes.get_yscale() for axes in figure.axes} == {"log"}
+    for name, axes in zip(names(10), panels, strict=True):
+        assert axes.get_title(loc="left") == name
+        *others, own = axes.lines
+        assert len(others) == 9 and own.get_alpha() is None
+        assert all(line.get_linewidth() < own.get_linewidth() / 2 for line in others)
     assert {*names(10), "iteration", "matching loss"} <= set(texts(figure))
     np.testing.assert_allclose(np.asarray(total.lines[0].get_ydata())[:2], [10, 5])
+
+
+def test_an_odd_number_of_classes_leaves_a_panel_empty() -> None:
+    figure = plots.loss_curve(*losses(20, 3), names(3))
+    assert [axes.axison for axes in figure.axes] == [True] * 4 + [False]
 
 
 def test_long_loss_curve_is_smoothed_and_says_so() -> None:
     figure = plots.loss_curve(*losses(200, 3), names(3))
     assert len(figure.axes[0].lines) == 2
-    assert "matching loss (mean over 4 iterations)" in texts(figure)
+    assert "matching loss (mean over 8 iterations)" in texts(figure)
 
 
 def test_zero_loss_is_drawn_on_a_linear_scale() -> None:
@@ -196,6 +242,10 @@ def test_accuracy_curve_shows_spread_counts_and_ceiling() -> None:
     figure = plots.accuracy_curve(CURVES)
     (axes,) = figure.axes
     assert num_error_bars(axes) == 1 + 3  # where n is 1 there is no spread
+    assert [line.get_marker() for line in axes.lines if line.get_markerfacecolor() == "white"] == [
+        "o",
+        "s",
+    ]  # the ceilings can be told apart in grey
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [np.asarray(line.get_ydata())[0] for line in dotted] == [99.0, 96.0]
     assert {"convnet\nn = 1 (last: 5)", "mlp\nn = 5"} <= set(texts(figure))
@@ -240,3 +290,67 @@ def test_drawing_ignores_and_keeps_the_settings_of_matplotlib() -> None:
         figure = plots.retained_bars(SINGLE)
         assert matplotlib.rcParams["font.size"] == 23.0
     assert all(float(text.get_fontsize()) < 23 for text in figure.axes[0].texts)
+
+
+def test_accuracy_against_seconds() -> None:
+    (axes,) = plots.accuracy_curve(CURVES, "seconds").axes
+    assert axes.get_xlabel() == "seconds of condensation"
+    assert any(np.array_equal(line.get_xdata(), [0.0, 25.0, 50.0]) for line in axes.lines)
+
+
+def test_rows_of_a_confusion_matrix_are_percentages() -> None:
+    """Also where the table's rows come in another order than the classes."""
+    shuffled = confusion(3).sample(frac=1, random_state=0)
+    shuffled.loc[(shuffled["class"] == "name1") & (shuffled["predicted"] == "name2"), "count"] = 2
+    (axes,) = class_plots.confusion_panels({"net": shuffled}, names(3)).axes
+    shown = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(shown.sum(1), 100)
+    np.testing.assert_allclose(shown[1], [10, 70, 20])
+    assert [text.get_text() for text in axes.texts[3:6]] == ["10", "70", "20"]
+    assert axes.get_title(loc="left") == "net"
+
+
+def test_class_accuracies_have_marks_of_their_own_and_spreads() -> None:
+    tables = {"a": class_table(4), "b": class_table(4, NAN, 1)}
+    (axes,) = class_plots.class_accuracies(tables, names(4)).axes
+    assert num_error_bars(axes) == 4
+    assert {"a (n = 5)", "b (n = 1)"} <= set(texts(axes.figure))  # type: ignore[arg-type]
+    marks = [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 4]  # type: ignore[arg-type]
+    assert {"o", "s"} <= set(marks)
+
+
+def test_start_and_end_shows_both() -> None:
+    start, end = pixels(4, 2), pixels(4, 2) / 2
+    figure = image_grids.start_and_end(start, end, 30, names(4))
+    images = figure.axes[0].images
+    assert len(images) == 16 and {"iteration 0", "iteration 30"} <= set(texts(figure))
+    np.testing.assert_array_equal(images[0].get_array(), start[0, 0, 0])
+    np.testing.assert_array_equal(images[2].get_array(), end[0, 0, 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_animation_has_a_frame_for_each_iteration(channels: int) -> None:
+    frames = {i: pixels(3, 1, channels) * (1 + i) / 8 for i in (0, 7, 2)}
+    content = animation.animation(frames, names(3))
+    assert content == animation.animation(frames, names(3))
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.n_frames == 3 and image.info["loop"] == 0  # type: ignore[attr-defined]
+        shown, durations = [], []
+        for index in range(3):
+            image.seek(index)
+            durations.append(image.info["duration"])
+            shown.append(np.asarray(image.convert("RGB")).astype(float).mean())
+    assert durations == [1000, 160, 2500]
+    assert shown[0] < shown[1] < shown[2]  # in the order of the iterations: ever brighter
+
+
+def test_a_grid_of_colours_keeps_them(tmp_path: Path) -> None:
+    """A palette of 256 would change them visibly."""
+    colour = pixels(4, 4, 3, size=16)
+    figure = image_grids.image_grid(colour, colour, names(4))
+    figure_style.save(figure, tmp_path / "a.png", dpi=100)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB"
+    figure_style.save(plots.retained_bars(SINGLE), tmp_path / "b.png", dpi=100)
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.mode == "P"

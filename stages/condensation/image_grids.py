@@ -50,14 +50,46 @@ def image_grid(
 
 
 @style()
-def snapshot_strip(snapshots: Mapping[int, np.ndarray], class_names: Sequence[str]) -> Figure:
+def start_and_end(
+    start: np.ndarray, end: np.ndarray, iterations: int, class_names: Sequence[str]
+) -> Figure:
+    """Return a figure of the synthetic images before and after condensation.
+
+    At most `MAX_SYNTHETIC_SHOWN` images of a class are drawn.
+
+    Args:
+        start: (C, S, ch, h, w), ch 1 (grey) or 3 (RGB).
+        end: Likewise.
+        iterations: Of condensation between the two.
+        class_names: C names.
+    """
+    shown = [pixels[:, :MAX_SYNTHETIC_SHOWN] for pixels in (start, end)]
+    labels = ("iteration 0", f"iteration {iterations}")
+    num_classes, bands = len(class_names), math.ceil(len(class_names) / MAX_CLASSES_ABREAST)
+    return _class_grid(
+        list(zip(labels, shown, strict=True)),
+        class_names,
+        group_gap=0.16,
+        classes_as_rows=2 * shown[0].shape[1] * bands > num_classes / bands,
+    )
+
+
+@style()
+def snapshot_strip(
+    snapshots: Mapping[int, np.ndarray],
+    class_names: Sequence[str],
+    labels: Sequence[str] | None = None,
+) -> Figure:
     """Return a figure of how the first image of each class changes: a row for each snapshot.
 
     Args:
         snapshots: Iteration -> pixels (C, S, ch, h, w), ch 1 (grey) or 3 (RGB).
         class_names: C names.
+        labels: Of the rows; the iterations where there are none.
     """
-    groups = [(f"iteration {number}", snapshots[number][:, :1]) for number in sorted(snapshots)]
+    labels = labels or [f"iteration {number}" for number in sorted(snapshots)]
+    shown = [snapshots[number][:, :1] for number in sorted(snapshots)]
+    groups = list(zip(labels, shown, strict=True))
     return _class_grid(groups, class_names, group_gap=0.0, classes_as_rows=False)
 
 

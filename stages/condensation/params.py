@@ -97,6 +97,7 @@ class Condense:
     network_learning_rate: float = _above(0)
     network_batch_size: int = _at_least(1)
     snapshots: tuple[int, ...] = _at_least(0)
+    frames: int = _at_least(2)
     curvature: Curvature
 
 
@@ -113,6 +114,8 @@ class Evaluate:
     """Settings of the stage `evaluate`."""
 
     networks: tuple[str, ...] = _registered("networks.py", "NETWORKS")
+    images: str
+    images_scale: str = _choice("auto", "normalised", "pixels")
     epochs: int = _at_least(1)
     batch_size: int = _at_least(1)
     learning_rate: float = _above(0)

@@ -1,8 +1,9 @@
 """Curves and bars, as functions from plain tables to a matplotlib Figure.
 
 A curve is the table of one network's accuracies: a row for each snapshot, with the columns
-iteration, accuracy (percent), std (percent; missing where n is 1), n (networks trained) and ceiling
-(percent: the accuracy of that network trained on the whole real training set).
+iteration, seconds (of condensation until then), accuracy (percent), std (percent; missing where n
+is 1), n (networks trained) and ceiling (percent: the accuracy of that network trained on the whole
+real training set).
 """
 
 import math
@@ -16,10 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from condensation.figure_style import COLOURS, GREY, INK, PALE, WIDTH, style
+from condensation.figure_style import COLOURS, GREY, INK, MARKERS, PALE, WIDTH, style
 
 MAX_CLASSES_NAMED = 14  # lines that can be told apart: 7 colours, solid and dashed
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @style()
@@ -28,9 +28,11 @@ def loss_curve(
 ) -> Figure:
     """Return a figure of the matching loss by iteration, in total and by class, on a log scale.
 
-    Long curves are smoothed for the eye by a running mean, which the title then says; the total is
-    also drawn as it is, pale. A loss of zero has no place on a log scale: that point is left out.
-    Where no loss is above zero the scale is linear.
+    Each class has a panel of its own, with the others pale behind it; more than
+    `MAX_CLASSES_NAMED` classes share one panel without names. Curves are smoothed for the eye by a
+    running mean, which the label then says; the total is also drawn as it is, pale. A loss of zero
+    has no place on a log scale: that point is left out. Where no loss is above zero the scale is
+    linear.
 
     Args:
         loss: The columns iteration and loss.
@@ -38,58 +40,74 @@ def loss_curve(
         class_names: The classes, in order.
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
-    total, by_class = figure.subplots(1, 2)
-    window = max(1, len(loss) // 50)
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(2, 3)))
+    total = left.subplots()
+    window = max(1, len(loss) // 25)
     if window > 1:
-        _loss_line(total, loss, 1, color=COLOURS[0], alpha=0.25, linewidth=1.0)
+        _loss_line(total, loss, 1, color=COLOURS[0], alpha=0.35, linewidth=1.0)
     _loss_line(total, loss, window, color=COLOURS[0])
-    named = len(class_names) <= MAX_CLASSES_NAMED
-    for number, name in enumerate(class_names):
-        colour = COLOURS[number % len(COLOURS)] if named else COLOURS[0]
-        _loss_line(
-            by_class,
-            loss_by_class[loss_by_class["class"] == name],
-            window,
-            color=colour,
-            linestyle="-" if number < len(COLOURS) or not named else (0, (4, 2)),
-            linewidth=1.4,
-            alpha=1.0 if named else 0.3,
-            label=name,
-        )
     total.set_title("all classes")
-    by_class.set_title("by class" if named else f"each of {len(class_names)} classes")
-    total.set_ylabel("matching loss")
-    if window > 1:
-        total.set_ylabel(f"matching loss (mean over {window} iterations)")
-    for axes in (total, by_class):
+    total.set_ylabel("matching loss" + (f" (mean over {window} iterations)" if window > 1 else ""))
+    _loss_scale(total)
+    _iteration_axis(total)
+
+    named = len(class_names) <= MAX_CLASSES_NAMED
+    columns = math.ceil(len(class_names) / 2) if named and len(class_names) > 1 else 1
+    rows = math.ceil(len(class_names) / columns) if named else 1
+    grid = right.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    tables = {name: loss_by_class[loss_by_class["class"] == name] for name in class_names}
+    panels = list(grid.flatten())
+    for axes, shown in zip(panels, class_names, strict=False):
+        for name, table in tables.items():
+            if not named or name != shown:
+                _loss_line(axes, table, window, color=GREY, alpha=0.3, linewidth=0.7)
+        if named:
+            _loss_line(axes, tables[shown], window, color=COLOURS[0], linewidth=1.6)
+            axes.set_title(shown, fontsize=9.5)
+        else:
+            axes.set_title(f"each of {len(class_names)} classes")
+            break
+    for axes in panels[len(class_names) :]:
+        axes.set_axis_off()
+    for axes in panels[: len(class_names)]:
         _loss_scale(axes)
-        _iteration_axis(axes)
-    if named:
-        by_class.legend(
-            loc="upper left", bbox_to_anchor=(1.0, 1.03), borderaxespad=0, handlelength=2.4
-        )
+        axes.xaxis.set_major_locator(MaxNLocator(2 if columns > 1 else 6, integer=True))
+    right.supxlabel("iteration", fontsize=10)
     return figure
 
 
 @style()
-def accuracy_curve(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """Return a figure of each network's accuracy by iteration of condensation, with its ceiling.
+def accuracy_curve(curves: Mapping[str, pd.DataFrame], by: str = "iteration") -> Figure:
+    """Return a figure of each network's accuracy in the course of condensation, with its ceiling.
 
     Args:
         curves: Network -> its curve.
+        by: The column to draw it by: `iteration` or `seconds`.
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     handles = []
     for index, (network, curve) in enumerate(curves.items()):
         colour = COLOURS[index % len(COLOURS)]
-        curve = curve.sort_values("iteration")
-        axes.axhline(curve["ceiling"].iloc[-1], color=colour, linestyle=":", linewidth=1.8)
+        curve = curve.sort_values(by)
+        ceiling = curve["ceiling"].iloc[-1]
+        axes.axhline(ceiling, color=colour, linestyle=":", linewidth=1.8)
+        marker = MARKERS[index % len(MARKERS)]
+        # In grey, the ceiling's mark says whose it is.
+        axes.plot(
+            curve[by].iloc[-1:],
+            [ceiling],
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+            markersize=6,
+            clip_on=False,
+        )
         handles += axes.plot(
-            curve["iteration"],
+            curve[by],
             curve["accuracy"],
             color=colour,
-            marker=MARKERS[index % len(MARKERS)],
+            marker=marker,
             markeredgecolor="white",
             markeredgewidth=0.6,
             markersize=7,
@@ -99,7 +117,7 @@ def accuracy_curve(curves: Mapping[str, pd.DataFrame]) -> Figure:
         )
         spread = curve.dropna(subset=["std"])
         axes.errorbar(
-            spread["iteration"],
+            spread[by],
             spread["accuracy"],
             yerr=spread["std"],
             linestyle="none",
@@ -113,7 +131,10 @@ def accuracy_curve(curves: Mapping[str, pd.DataFrame]) -> Figure:
     )
     axes.set_ylabel("accuracy (%)")
     axes.margins(x=0.03)
-    _iteration_axis(axes)
+    if by == "iteration":
+        _iteration_axis(axes)
+    else:
+        axes.set_xlabel("seconds of condensation")
     axes.legend(
         handles=handles,
         loc="upper left",

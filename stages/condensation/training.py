@@ -137,13 +137,17 @@ def _restore(
 
 
 @torch.no_grad()
+def predict(theta: Theta, network: Network, images: Tensor) -> Tensor:
+    """Return the class (N,) that the network gives each of the images (N, ch, h, w)."""
+    block = ACCURACY_BLOCK.get(images.device.type, 1000)
+    return torch.cat(
+        [network.first_order(theta, part).argmax(1) for part in images.split(block)]
+    )
+
+
 def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> float:
     """Return the percentage of images (N, ch, h, w) that the network gives their label (N,)."""
-    block = ACCURACY_BLOCK.get(images.device.type, 1000)
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    for part, part_labels in zip(images.split(block), labels.split(block), strict=True):
-        correct += (network.first_order(theta, part).argmax(1) == part_labels).sum()
-    return 100 * correct.item() / len(labels)
+    return 100 * (predict(theta, network, images) == labels).sum().item() / len(labels)
 
 
 SCHEDULES: dict[str, Schedule] = {

@@ -1,0 +1,172 @@
+"""What the report says: plain tables and texts -> blocks of `documents`."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from condensation.documents import Block, Heading, Paragraph, Picture, Table
+
+PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "safetensors", "dvc")
+
+CAPTIONS = {
+    "synthetic": "The synthetic images of each class beside the first real ones.",
+    "start_and_end": "The synthetic images before and after condensation.",
+    "animation": "The first image of each class from iteration 0 to the last (animated).",
+    "snapshots": "The first image of each class at the iterations that are evaluated.",
+    "accuracy": "Accuracy against iterations of condensation; dotted: trained on all real images.",
+    "seconds": "The same against seconds of condensation.",
+    "retained": "Accuracy on the final images as a part of the ceiling.",
+    "loss": "Matching loss, in total and by class, on a log scale.",
+    "classes": "Accuracy by class on the final images.",
+    "confusion": "What networks trained on the final images take each class for, in percent.",
+}
+"""Name of a figure -> what it shows. The order is that of the report."""
+
+
+def report_blocks(
+    figures: Mapping[str, Path],
+    metrics: Mapping[str, Mapping[str, float | None]],
+    curves: Mapping[str, pd.DataFrame],
+    classes: Mapping[str, pd.DataFrame],
+    runs: Sequence[tuple[str, str, float, str]],
+    settings: Mapping[str, Any],
+) -> list[Block]:
+    """Return the blocks of the report.
+
+    Args:
+        figures: Name of a figure -> its file.
+        metrics: Network -> accuracy, std, n, retained, ceiling, ceiling_std, ceiling_n.
+        curves: Network -> its curve (see `plots`).
+        classes: Network -> its table of classes (see `class_plots`).
+        runs: Stage, what it did, seconds, device.
+        settings: params.yaml.
+    """
+
+    def pictures(*names: str) -> list[Block]:
+        return [Picture(figures[name], CAPTIONS[name]) for name in names if name in figures]
+
+    part = "the test set" if settings["split"] == "test" else "the validation part"
+    return [
+        Paragraph(_summary(settings)),
+        Heading("Accuracy"),
+        Paragraph(
+            f"In percent of {part}, mean ± sample standard deviation over n fresh networks, each "
+            "after its last epoch; `ceiling`: the same network trained on all real images; "
+            "`retained`: the part of the ceiling that is reached."
+        ),
+        _results(metrics),
+        *pictures("retained"),
+        Heading("The images"),
+        *pictures("synthetic", "start_and_end", "snapshots", "animation"),
+        Heading("In the course of condensation"),
+        *pictures("accuracy", "seconds", "loss"),
+        _course(curves),
+        Heading("Class by class"),
+        *pictures("classes", "confusion"),
+        _by_class(classes),
+        Heading("What was run"),
+        Paragraph(
+            "Seconds as measured by each stage, without starting Python and reading files; "
+            "`prepare`, `initialize` and `render` take a few seconds and are not timed."
+        ),
+        _runs(runs),
+        Heading("Environment"),
+        Paragraph("Of the stage that wrote this report; devices are in the table above."),
+        Table(("what", "which"), _environment(), numbers=False),
+        Heading("Settings"),
+        Table(("setting", "value"), flatten(settings), numbers=False),
+    ]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested settings as rows: dotted key, value as text."""
+    rows: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        if key == "by_network":  # so it is called in the code; params.yaml has the networks here
+            rows += flatten(value, prefix)
+        elif isinstance(value, Mapping):
+            rows += flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{prefix}{key}", "auto" if value is None else str(value)))
+    return rows
+
+
+def spread_text(mean: float | None, std: float | None, n: float | None, digits: int = 1) -> str:
+    """Write a mean with its spread and count: `92.7 ± 0.5 (n = 5)`."""
+    known = std is not None and not pd.isna(std)
+    spread = f" ± {std:.{digits}f}" if known else ""
+    return f"{mean:.{digits}f}{spread} (n = {n:.0f})"
+
+
+def _summary(settings: Mapping[str, Any]) -> str:
+    images = settings["evaluate"]["images"]
+    if Path(images).suffix:
+        return f"Networks trained on the synthetic images of `{images}`, which were made elsewhere."
+    return (
+        f"`{settings['dataset']}` condensed to {settings['ipc']} synthetic "
+        f"{'image' if settings['ipc'] == 1 else 'images'} for each class, by matching gradients "
+        f"{'and curvature ' if settings['order'] == 2 else ''}of `{settings['network']}` (order "
+        f"{settings['order']}) for {settings['condense']['iterations']} iterations, from "
+        f"`{settings['init']}`; seed {settings['seed']}."
+    )
+
+
+def _results(metrics: Mapping[str, Mapping[str, float | None]]) -> Table:
+    rows = [
+        (
+            f"`{network}`",
+            spread_text(found["accuracy"], found["std"], found["n"]),
+            spread_text(found["ceiling"], found["ceiling_std"], found["ceiling_n"], 2),
+            f"{found['retained']:.1f} %",
+        )
+        for network, found in metrics.items()
+    ]
+    return Table(("network", "trained on the synthetic images", "ceiling", "retained"), rows)
+
+
+def _course(curves: Mapping[str, pd.DataFrame]) -> Table:
+    iterations = sorted({int(i) for curve in curves.values() for i in curve["iteration"]})
+    rows = []
+    for iteration in iterations:
+        cells, seconds = [], 0.0
+        for curve in curves.values():
+            found = curve[curve["iteration"] == iteration]
+            if found.empty:
+                cells.append("")
+                continue
+            row = found.iloc[0]
+            seconds = row["seconds"]
+            cells.append(spread_text(row["accuracy"], row["std"], row["n"]))
+        rows.append((str(iteration), f"{seconds:.0f}", *cells))
+    return Table(("iteration", "seconds", *(f"`{network}`" for network in curves)), rows)
+
+
+def _by_class(classes: Mapping[str, pd.DataFrame]) -> Table:
+    names = next(iter(classes.values()))["class"]
+    columns = [
+        [spread_text(*values) for values in zip(t["accuracy"], t["std"], t["n"], strict=True)]
+        for t in classes.values()
+    ]
+    rows = list(zip(names, *columns, strict=True))
+    return Table(("class", *(f"`{network}`" for network in classes)), rows)
+
+
+def _runs(runs: Sequence[tuple[str, str, float, str]]) -> Table:
+    rows = [(f"`{stage}`", did, f"{seconds:.0f}", device) for stage, did, seconds, device in runs]
+    total = sum(seconds for _, _, seconds, _ in runs)
+    rows.append(("together", "", f"{total:.0f}", ""))
+    return Table(("stage", "did", "seconds", "device"), rows)
+
+
+def _environment() -> list[tuple[str, str]]:
+    return [
+        ("system", f"{platform.system()}, {platform.machine()}"),
+        ("Python", platform.python_version()),
+        *((package, version(package)) for package in PACKAGES),
+    ]

@@ -1,0 +1,86 @@
+"""What lies beside the synthetic set: pictures with true pixels, and a card one can follow."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from condensation.artefacts import SyntheticSet, write_synthetic_set
+from condensation.product import dataset_card, write_pictures, write_product
+from condensation.randomness import generator
+from condensation.sources import SOURCES
+
+
+def synthetic(num_classes: int = 3, channels: int = 1) -> SyntheticSet:
+    images = 3 * torch.randn(num_classes, 2, channels, 4, 5, generator=generator(0))
+    names = ("zero", "a/b c", *map(str, range(2, num_classes)))
+    return SyntheticSet(
+        images, torch.full((channels,), 0.5), torch.full((channels,), 0.25), names, {"seed": "0"}
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_hold_the_pixels(channels: int, tmp_path: Path) -> None:
+    """True colours; what leaves 0 to 1 is limited, and values are rounded to 8 bits."""
+    made = synthetic(channels=channels)
+    write_pictures(tmp_path, made)
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == ["0_zero", "1_a_b_c", "2_2"]
+    with Image.open(tmp_path / "1_a_b_c" / "0001.png") as image:
+        found = np.asarray(image).astype(float) / 255
+    expected = (made.images[1, 1].numpy() * 0.25 + 0.5).clip(0, 1)
+    expected = expected[0] if channels == 1 else expected.transpose(1, 2, 0)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_the_folders_are_in_the_order_of_the_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, synthetic(num_classes=12))
+    folder = ImageFolder(str(tmp_path))
+    assert folder.targets == [index for index in range(12) for _ in range(2)]
+
+
+def test_the_card_says_where_it_comes_from_and_its_code_runs(tmp_path: Path) -> None:
+    made = synthetic()
+    source = SOURCES["mnist"]
+    write_synthetic_set(tmp_path / "synthetic.safetensors", made)
+    write_product(tmp_path, made, source, {"order": 1, "curvature": {"form": "hvp"}})
+    card = (tmp_path / "README.md").read_text()
+    for text in (
+        source.title,
+        source.licence,
+        source.authors,
+        "- order: 1",
+        "- curvature.form: hvp",
+        "| 1 | a/b c |",
+    ):
+        assert text in card
+    assert "(6, 1, 4, 5)" in card and "[0.25]" in card and "{" not in card
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, re.M | re.S)
+    scope: dict[str, torch.Tensor] = {}
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        exec(code, scope)
+    finally:
+        os.chdir(before)
+    assert scope["images"].shape == (6, 1, 4, 5) and scope["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_same_set_gives_the_same_bytes(tmp_path: Path) -> None:
+    contents = []
+    for name in ("a", "b"):
+        write_product(tmp_path / name, synthetic(), SOURCES["mnist"], {"seed": 0})
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        contents.append([path.read_bytes() for path in files])
+    assert len(contents[0]) == 1 + 6 and contents[0] == contents[1]
+
+
+def test_the_card_of_every_dataset_is_whole() -> None:
+    for source in SOURCES.values():
+        assert source.address in dataset_card(synthetic(), source, {})
