@@ -4,16 +4,20 @@ import argparse
 import statistics
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device
 from condensation.files import write_csv, write_json
-from condensation.networks import build_network, init_theta
+from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import load_params, run_stage
 from condensation.randomness import generator, set_determinism
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
+
+BATCH_NORM_IMAGES = 2000
+"""Training images whose statistics batch norms are frozen at for scoring."""
 
 
 def main() -> None:
@@ -55,7 +59,9 @@ def main() -> None:
             schedule=warm_up_and_decay,
             on_step=bar.update,
         )
-        return accuracy(theta, network, scored, scored_labels)
+        some = torch.randperm(len(images), generator=generator(*stream, "batch norm"))
+        frozen = freeze_statistics(network, theta, images[some[:BATCH_NORM_IMAGES].to(device)])
+        return accuracy(theta, frozen, scored, scored_labels)
 
     with bar:
         scores = parallel_map(one_network, range(own.num_networks), device)

@@ -17,7 +17,7 @@ from condensation.devices import choose_device, describe_device
 from condensation.distances import DISTANCES
 from condensation.files import write_csv, write_json
 from condensation.matching import CURVATURE_TERMS, Curvature, draw_probes, make_matching_step
-from condensation.networks import build_network, init_theta
+from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
 from condensation.training import SCHEDULES, train
@@ -32,6 +32,26 @@ def loops(params: Params) -> tuple[int, int]:
     outer, inner = PUBLISHED_LOOPS[nearest]
     settings = params.condense
     return settings.outer or outer, inner if settings.inner is None else settings.inner
+
+
+BATCH_NORM_IMAGES = 16
+"""Real images of each class whose statistics batch norms are frozen at; the published number."""
+
+
+def draw_for_batch_norm(
+    dataset: Dataset, by_class: list[Tensor], params: Params, *stream: int
+) -> Tensor:
+    """Draw the real images that batch norms are frozen at: (N, ch, h, w), normalised."""
+    drawn = [
+        sample_class(
+            images,
+            min(BATCH_NORM_IMAGES, len(images)),
+            name,
+            generator(params.seed, "batch norm", *stream, c),
+        )
+        for c, (images, name) in enumerate(zip(by_class, dataset.class_names, strict=True))
+    ]
+    return dataset.normalise(torch.cat(drawn))
 
 
 def draw_real(dataset: Dataset, by_class: list[Tensor], params: Params, *stream: int) -> Tensor:
@@ -116,6 +136,10 @@ def main() -> None:
                 probes = draw_probes(theta, settings.curvature.num_probes, stream)
             done = (iteration - 1 + image_step / outer) / settings.iterations
             optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(done)
+            if network.batch_norms:  # their statistics change with theta, so the step does too
+                seen = draw_for_batch_norm(dataset, by_class, params, iteration, image_step)
+                frozen = freeze_statistics(network, theta, seen.to(device))
+                step = make_matching_step(frozen, DISTANCES[settings.distance], curvature)
             images.grad, loss = step(images.detach(), real, theta, probes)
             optimiser.step()
             total += loss / outer

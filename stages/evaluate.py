@@ -17,7 +17,7 @@ from condensation.augmentation import AUGMENTATIONS
 from condensation.datasets import load_scoring
 from condensation.devices import choose_device
 from condensation.files import write_csv, write_json
-from condensation.networks import build_network, init_theta
+from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
 from condensation.training import accuracy, tenth_after_half, train
@@ -106,10 +106,11 @@ def score(params: Params, name: str, tasks: list[tuple[int, int]]) -> list[float
         iteration, index = task
         # The same fresh networks for every snapshot and every setting: differences are paired.
         stream = (params.seed, "evaluate", name, index)
+        images = sets[iteration].images.flatten(0, 1).to(device)
         theta = train(
             init_theta(network, generator(*stream, "theta"), device),
             network,
-            sets[iteration].images.flatten(0, 1).to(device),
+            images,
             sets[iteration].labels.flatten().to(device),
             epochs=settings.epochs,
             batch_size=settings.batch_size,
@@ -121,7 +122,8 @@ def score(params: Params, name: str, tasks: list[tuple[int, int]]) -> list[float
             augmentation=AUGMENTATIONS[settings.augmentation],
             on_step=bar.update,
         )
-        return accuracy(theta, network, real_images, real_labels)
+        scored = freeze_statistics(network, theta, images)
+        return accuracy(theta, scored, real_images, real_labels)
 
     with bar:
         return parallel_map(one_network, tasks, device)

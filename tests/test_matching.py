@@ -20,7 +20,7 @@ from condensation.matching import (
 )
 from condensation.networks import NETWORKS, Network, Theta
 from condensation.randomness import generator
-from conftest import NUM_CLASSES, central_difference, random_images, tiny_network
+from conftest import NUM_CLASSES, SMALL_SHAPE, central_difference, random_images, tiny_network
 
 WEIGHT = 0.3
 FORMS = [None, *CURVATURE_TERMS]
@@ -115,8 +115,9 @@ def test_loss_is_zero_where_synthetic_and_real_images_are_the_same(
 
 def test_hvp_approaches_the_explicit_hessians_as_probes_grow() -> None:
     """The mean of |(H_S - H_T) v|^2 over Rademacher v is the squared Frobenius norm."""
-    network, theta = tiny_network("mlp", width=3)
-    synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
+    network, theta = tiny_network("mlp", SMALL_SHAPE, width=3)
+    synthetic = random_images(2, stream="synthetic", image_shape=SMALL_SHAPE)
+    real = random_images(5, stream="real", image_shape=SMALL_SHAPE)
     sizes = [value.numel() for value in theta.values()]
 
     def hessian(images: Tensor) -> Tensor:

@@ -30,7 +30,10 @@ REGISTRIES = {
     "network": ("networks.py", "NETWORKS"),
     "init": ("initialisers.py", "INITIALISERS"),
     "condense.distance": ("distances.py", "DISTANCES"),
-    "networks.convnet.activation": ("networks.py", "ACTIVATIONS"),
+    "networks.convnet.activation": ("layers.py", "ACTIVATIONS"),
+    "networks.convnet.norm": ("normalisation.py", "NORMS"),
+    "networks.convnet.pooling": ("layers.py", "POOLINGS"),
+    "networks.resnet18.downsampling": ("deep_networks.py", "DOWNSAMPLINGS"),
     "evaluate.augmentation": ("augmentation.py", "AUGMENTATIONS"),
     "condense.image_schedule": ("training.py", "SCHEDULES"),
 }

@@ -21,6 +21,13 @@ import yaml
 Options = Mapping[str, int | float | str]
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _HERE = Path(__file__).parent
+_OPTION_NAMES = {
+    "activation": ("layers.py", "ACTIVATIONS"),
+    "downsampling": ("deep_networks.py", "DOWNSAMPLINGS"),
+    "norm": ("normalisation.py", "NORMS"),
+    "pooling": ("layers.py", "POOLINGS"),
+}
+"""An option of a network that is a name -> where its names are registered."""
 
 
 def _at_least(minimum: float) -> Any:
@@ -229,12 +236,15 @@ def _registry(file: str, registry: str) -> dict[str, str]:
 
 
 def _options(file: str, function: str) -> dict[str, type]:
-    # Keyword-only arguments of a registered function and their types, from the source.
+    # Keyword-only arguments of a registered function and their types, from the source: of the
+    # registry's own file, or of the one that it imports the function from.
     known = {"int": int, "float": float, "str": str, "bool": bool}
     for node in ast.parse((_HERE / file).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             arguments = node.args.kwonlyargs
             return {a.arg: known[ast.unparse(a.annotation)] for a in arguments if a.annotation}
+        if isinstance(node, ast.ImportFrom) and function in [alias.name for alias in node.names]:
+            return _options(f"{str(node.module).rpartition('.')[2]}.py", function)
     raise AssertionError(f"no function {function} in {file}")
 
 
@@ -341,7 +351,7 @@ def _network_options(value: Any, key: str, file: str, registry: str) -> Mapping[
             if option not in takes:
                 raise _unknown(f"{key}.{name}.", option, list(takes))
             metadata: dict[str, Any] = {"minimum": 1} if takes[option] is int else {}
-            if option == "activation":
-                metadata["registry"] = (file, "ACTIVATIONS")
+            if takes[option] is str:
+                metadata["registry"] = _OPTION_NAMES[option]
             _value(takes[option], given, f"{key}.{name}.{option}", metadata)
     return value
