@@ -1,7 +1,7 @@
 """Fresh networks trained on the synthetic images alone, tested on real ones -> results/evaluate.
 
-The published protocol (Zhao, Mopuri and Bilen, ICLR 2021): every number is of the last epoch, and
-nothing is chosen on the images that are scored.
+By one of the published protocols: every number is of the last epoch, and nothing is chosen on the
+images that are scored.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from condensation.devices import choose_device
 from condensation.files import write_csv, write_json
 from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
+from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
 from condensation.training import accuracy, tenth_after_half, train
 from condensation.workers import parallel_map
@@ -73,10 +74,28 @@ def main() -> None:
         "retained": round(100 * mean / ceiling, 2),
         "std": float(spread(final)) if len(final) > 1 else None,
         "n": len(final),
+        "sets": 1,
+        "protocol": chosen_protocol(params)[0],
     }
     write_json(results / "metrics.json", {name: record})
     print(
-        f"{name}: {mean:.2f}% (n = {len(final)}), {record['retained']}% of the ceiling {ceiling}%"
+        f"{name}: {mean:.2f}% (n = {len(final)}, protocol {record['protocol']}), "
+        f"{record['retained']}% of the ceiling {ceiling}%"
+    )
+
+
+def chosen_protocol(params: Params) -> tuple[str, Protocol]:
+    """Return the name that goes with the figures, and the settings of the training."""
+    own = params.evaluate
+    return choose_protocol(
+        own.protocol,
+        params.dataset,
+        epochs=own.epochs,
+        batch_size=own.batch_size,
+        learning_rate=own.learning_rate,
+        momentum=own.momentum,
+        weight_decay=own.weight_decay,
+        augmentation=own.augmentation,
     )
 
 
@@ -91,7 +110,7 @@ def list_tasks(params: Params, name: str) -> list[tuple[int, int]]:
 
 def score(params: Params, name: str, tasks: list[tuple[int, int]]) -> list[float]:
     """Train one network for each task and return the accuracies, in percent."""
-    settings = params.evaluate
+    _, settings = chosen_protocol(params)
     device = choose_device(params.device)
     real = load_scoring(Path("data/prepared"), params.split)
     real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)

@@ -35,6 +35,7 @@ REGISTRIES = {
     "networks.convnet.pooling": ("layers.py", "POOLINGS"),
     "networks.resnet18.downsampling": ("deep_networks.py", "DOWNSAMPLINGS"),
     "evaluate.augmentation": ("augmentation.py", "AUGMENTATIONS"),
+    "evaluate.protocol": ("protocols.py", "PROTOCOLS"),
     "condense.image_schedule": ("training.py", "SCHEDULES"),
 }
 """A setting -> where the names that it takes are registered."""

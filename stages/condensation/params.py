@@ -51,6 +51,11 @@ def _registered(file: str, registry: str) -> Any:
     return field(metadata={"registry": (file, registry)})
 
 
+def _or_auto(limits: Any) -> Any:
+    """A value within limits, or `auto`, which is None."""
+    return field(metadata={**limits.metadata, "auto": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Settings of the stage `prepare`."""
@@ -94,8 +99,8 @@ class Condense:
     """Settings of the stage `condense`."""
 
     iterations: int = _at_least(1)
-    outer: int | None = field(metadata={"minimum": 1, "auto": True})
-    inner: int | None = field(metadata={"minimum": 0, "auto": True})
+    outer: int | None = _or_auto(_at_least(1))
+    inner: int | None = _or_auto(_at_least(0))
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
     image_learning_rate: float = _above(0)
@@ -120,12 +125,13 @@ class Evaluate:
     """Settings of the stage `evaluate`."""
 
     networks: tuple[str, ...] = _registered("networks.py", "NETWORKS")
-    epochs: int = _at_least(1)
-    batch_size: int = _at_least(1)
-    learning_rate: float = _above(0)
-    momentum: float = _between(0, 1)
-    weight_decay: float = _at_least(0)
-    augmentation: str = _registered("augmentation.py", "AUGMENTATIONS")
+    protocol: str = _registered("protocols.py", "PROTOCOLS")
+    epochs: int | None = _or_auto(_at_least(1))
+    batch_size: int | None = _or_auto(_at_least(1))
+    learning_rate: float | None = _or_auto(_above(0))
+    momentum: float | None = _or_auto(_between(0, 1))
+    weight_decay: float | None = _or_auto(_at_least(0))
+    augmentation: str | None = _or_auto(_registered("augmentation.py", "AUGMENTATIONS"))
     by_network: Mapping[str, EvaluateNetwork] = field(metadata={"rest": EvaluateNetwork})
 
 
@@ -324,8 +330,9 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
     names = metadata.get("choices") or ()
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
+    auto = " | auto" if metadata.get("auto") else ""
     if names:
-        return " | ".join(str(name) for name in names)
+        return " | ".join(str(name) for name in names) + auto
     text = _TYPE_NAMES[hint]
     if "minimum" in metadata:
         text += f" from {metadata['minimum']}"
@@ -333,7 +340,7 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
         text += f" above {metadata['above']}"
     if "below" in metadata:
         text += f" below {metadata['below']}"
-    return text + (" | auto" if metadata.get("auto") else "")
+    return text + auto
 
 
 def _network_options(value: Any, key: str, file: str, registry: str) -> Mapping[str, Options]:
