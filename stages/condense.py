@@ -1,12 +1,12 @@
-"""Gradient matching: data/initial -> data/condensed, the synthetic set and its snapshots.
+"""Gradient matching: data/initial -> data/condensed, the synthetic sets and their snapshots.
 
 Algorithm 1 of Zhao, Mopuri and Bilen (ICLR 2021), with a term of curvature where `order` is 2.
+Shapes: K = independent sets, C = classes, S = synthetic images a class, R = real images a class.
 """
 
 import dataclasses
 import sys
 import time
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,36 @@ from condensation.artefacts import (
     SyntheticSet,
     encode_synthetic_set,
     read_synthetic_set,
+    set_path,
     write_synthetic_set,
 )
 from condensation.checkpoints import Checkpoints, shown
-from condensation.datasets import Dataset, load_training, sample_class
+from condensation.condensation_progress import Condensation
+from condensation.curvature import CURVATURE_FORMS
+from condensation.datasets import load_training, sample_by_class
 from condensation.devices import choose_device, describe_device
 from condensation.distances import DISTANCES
 from condensation.files import check_writable, together, write_at_once, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite
-from condensation.matching import CURVATURE_TERMS, Curvature, draw_probes, make_matching_step
-from condensation.networks import Theta, build_network, init_theta
+from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
+from condensation.networks import Network, Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
-from condensation.condensation_progress import Progress
+from condensation.product import write_product
+from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
+from condensation.sources import SOURCES
 from condensation.states import State
 from condensation.training import SCHEDULES, train
+from condensation.workers import parallel_map
 
-OUTPUT = Path("data/condensed/synthetic.safetensors")
+OUTPUT = Path("data/condensed")
 RESULTS = Path("results/condense")
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """ipc -> (outer, inner) of Zhao et al.; another ipc takes the nearest."""
+
+BATCH_NORM_IMAGES = 16
+"""Real images of each class whose statistics batch norms are frozen at; the published number."""
 
 
 def loops(params: Params) -> tuple[int, int]:
@@ -51,35 +60,13 @@ def loops(params: Params) -> tuple[int, int]:
     return settings.outer or outer, inner if settings.inner is None else settings.inner
 
 
-def draw_real(dataset: Dataset, by_class: list[Tensor], params: Params, *stream: int) -> Tensor:
-    """Draw a batch of real images of each class: (C, R, ch, h, w), normalised."""
-    drawn = [
-        sample_class(
-            images, params.condense.real_per_class, name, generator(params.seed, "real", *stream, c)
-        )
-        for c, (images, name) in enumerate(zip(by_class, dataset.class_names, strict=True))
-    ]
-    return dataset.normalise(torch.stack(drawn))
+def frame_iterations(iterations: int, num_frames: int) -> set[int]:
+    """Choose iterations for the animation, 0 and the last among them, closer at the beginning.
 
-
-def begin(images: Tensor, kept: Collection[int], device: torch.device) -> Progress:
-    """Return the state before the first iteration."""
-    total = torch.zeros(len(images), device=device)
-    at = Progress(images.to(device, copy=True), images.to(device, copy=True), None, 1, 0, {}, total)
-    if 0 in kept:
-        at.snapshots[0] = images.clone()
-        at.timing.append((0, 0.0))
-    return at
-
-
-def keep_last(images: SyntheticSet, iteration: int, checkpoints: Checkpoints) -> str:
-    """Write the last images that are numbers, and say where; nothing where nothing can be kept."""
-    if checkpoints.folder is None:
-        return ""
-    path = checkpoints.folder / f"iteration-{iteration:06d}.safetensors"
-    record = {**images.metadata, "iteration": str(iteration)}
-    write_at_once(path, encode_synthetic_set(dataclasses.replace(images, metadata=record)))
-    return f"; the images of iteration {iteration} are in {shown(path)}"
+    The images change most then: the places are squares of equal steps.
+    """
+    places = [(frame / (num_frames - 1)) ** 2 for frame in range(num_frames)]
+    return {round(place * iterations) for place in places}
 
 
 def say(text: str) -> None:
@@ -91,6 +78,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
     """Return what the images depend on, beside the input files and the code."""
     return {
         "seed": params.seed,
+        "sets": params.sets,
         "ipc": params.ipc,
         "network": params.network,
         "order": params.order,
@@ -107,7 +95,7 @@ def main() -> None:
     keep_freed_memory()
     set_determinism()
     device = choose_device(params.device)
-    check_writable(OUTPUT, RESULTS / "loss.csv")
+    check_writable(OUTPUT / "synthetic.safetensors", RESULTS / "loss.csv")
     inputs = [Path("data/prepared"), Path("data/initial")]
     name = fingerprint(determinants(params, device), inputs)
     with Checkpoints("condense", name) as checkpoints, together():
@@ -122,145 +110,233 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     """
     settings = params.condense
     dataset = load_training(Path("data/prepared"), params.split)
+    names = dataset.class_names
     by_class = [dataset.class_images(c) for c in range(dataset.num_classes)]
-    for members, name in zip(by_class, dataset.class_names, strict=True):
+    for members, name in zip(by_class, names, strict=True):
         if len(members) < settings.real_per_class:
             raise ValueError(
                 f"condense.real_per_class: got {settings.real_per_class}, takes at most the "
                 f"{len(members)} real images of class '{name}'"
             )
-    initial = read_synthetic_set(Path("data/initial/synthetic.safetensors"))
     network = build_network(
-        params.network,
-        dataset.image_shape,
-        dataset.num_classes,
-        params.networks[params.network],
+        params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
-    curvature = None
-    if params.order == 2:
-        term = CURVATURE_TERMS[settings.curvature.form]
-        curvature = Curvature(term, settings.curvature.weight)
-    step = make_matching_step(network, DISTANCES[settings.distance], curvature)
+    seeds = range(params.seed, params.seed + params.sets)
+    initial = [read_synthetic_set(set_path(Path("data/initial"), k)) for k in range(params.sets)]
+    labels = initial[0].labels.flatten().to(device)
+    match = make_match(params)
     outer, inner = loops(params)
     schedule = SCHEDULES[settings.image_schedule]
+    kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
     checkpoint = checkpoints.piece("images")
-    kept = {*settings.snapshots, settings.iterations}
-    before = begin(initial.images, kept, device)
-    if (state := checkpoint.load()) is not None:
-        before = Progress.of(state, device)
-    losses, snapshots, timing = before.losses, before.snapshots, before.timing
-    start = time.perf_counter() - before.seconds
-    images = before.images.requires_grad_()
-    labels = initial.labels.flatten().to(device)
+    state = checkpoint.load()
+    done = (
+        Condensation.of(state, device)
+        if state is not None
+        else Condensation.begin(torch.stack([each.images for each in initial]).to(device))
+    )
+    start = time.perf_counter() - done.seconds
+    images = done.images.requires_grad_()
     optimiser = torch.optim.SGD(
         [images], lr=settings.image_learning_rate, momentum=settings.image_momentum
     )
-    if before.momentum is not None:
-        optimiser.state[images]["momentum_buffer"] = before.momentum
-    metadata = {
-        **initial.metadata,  # init, seed, split
-        "network": params.network,
-        "order": str(params.order),
-        "condense": repr(settings),
-        "torch": torch.__version__,
-        "device": device.type,  # and not its threads: the bytes do not depend on them
-    }
+    if done.momentum is not None:
+        optimiser.state[images]["momentum_buffer"] = done.momentum
 
-    def progress(iteration: int, image_step: int, theta: Theta, total: Tensor) -> State:
-        momentum = optimiser.state[images].get("momentum_buffer")
-        seconds = time.perf_counter() - start
-        at = (images, good, momentum, iteration, image_step, theta, total)
-        return Progress(*at, losses, snapshots, timing, seconds).state()
+    def progress(iteration: int, image_step: int, thetas: list[Theta], total: Tensor) -> State:
+        return dataclasses.replace(
+            done,
+            momentum=optimiser.state[images].get("momentum_buffer"),
+            iteration=iteration,
+            image_step=image_step,
+            thetas=thetas,
+            total=total,
+            seconds=time.perf_counter() - start,
+        ).state()
 
-    bar = tqdm(
-        range(before.iteration, settings.iterations + 1),
-        desc=f"condense, order {params.order}",
-        initial=before.iteration - 1,
-        total=settings.iterations,
-        disable=None,
+    def draw(num_per_class: int, *stream: str | int) -> Tensor:
+        # (K, C, num_per_class, ch, h, w) real images, normalised
+        drawn = [sample_by_class(by_class, num_per_class, names, seed, *stream) for seed in seeds]
+        return dataset.normalise(torch.stack(drawn).to(device))
+
+    def train_on_images(thetas: list[Theta], iteration: int, image_step: int, k: int) -> Theta:
+        return train(
+            thetas[k],
+            network,
+            images[k].detach().flatten(0, 1),
+            labels,
+            epochs=inner,
+            batch_size=settings.network_batch_size,
+            learning_rate=settings.network_learning_rate,
+            momentum=0.0,
+            weight_decay=0.0,
+            generator=generator(seeds[k], "inner", iteration, image_step),
+        )
+
+    several = f"{params.sets} sets of " if params.sets > 1 else ""
+    bar = Progress(
+        f"condense: {several}{dataset.num_classes} classes x {params.ipc} images on "
+        f"{params.network}, order {params.order}, {settings.iterations} iterations",
+        settings.iterations,
+        "iteration",
+        describe_device(device),
     )
-    theta, total, first_step = before.theta, before.total, before.image_step
-    good = before.good
-    watch = Watch(dataset.class_names, sum(losses[0]) if losses else None)
-    for iteration in bar:
-        theta = theta or init_theta(network, generator(params.seed, "theta", iteration), device)
+    watch = Watch(names, sum(done.losses[0]) if done.losses else None)
+    thetas, total, first_step = done.thetas, done.total, done.image_step
+    for iteration in bar.over(range(done.iteration, settings.iterations + 1)):
+        thetas = thetas or [
+            init_theta(network, generator(seed, "theta", iteration), device) for seed in seeds
+        ]
         for image_step in range(first_step, outer):
-            real = draw_real(dataset, by_class, params, iteration, image_step).to(device)
-            probes = []
-            if curvature is not None:
-                stream = generator(params.seed, "probes", iteration, image_step)
-                probes = draw_probes(theta, settings.curvature.num_probes, stream)
-            done = (iteration - 1 + image_step / outer) / settings.iterations
-            optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(done)
-            gradient, loss = step(images.detach(), real, theta, probes)
-            images.grad = gradient
-            optimiser.step()
-            total += loss / outer
-            if image_step < outer - 1:
-                theta = train(
-                    theta,
-                    network,
-                    images.detach().flatten(0, 1),
-                    labels,
-                    epochs=inner,
-                    batch_size=settings.network_batch_size,
-                    learning_rate=settings.network_learning_rate,
-                    momentum=0.0,
-                    weight_decay=0.0,
-                    generator=generator(params.seed, "inner", iteration, image_step),
-                )
-                checkpoint.offer(partial(progress, iteration, image_step + 1, theta, total))
-        if problem := not_finite(total, images.detach(), dataset.class_names):
-            last = SyntheticSet(
-                good.cpu(), initial.mean, initial.std, initial.class_names, metadata
+            steps_done = (iteration - 1) * outer + image_step
+            optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(
+                steps_done / (settings.iterations * outer)
             )
+            real = draw(settings.real_per_class, "real", iteration, image_step)
+            networks = [network] * params.sets
+            if network.batch_norms:
+                seen = draw(BATCH_NORM_IMAGES, "batch norm", iteration, image_step).flatten(1, 2)
+                networks = [
+                    freeze_statistics(network, theta, seen[k]) for k, theta in enumerate(thetas)
+                ]
+            matched = match(steps_done, networks, images.detach(), real, thetas, seeds)
+            images.grad = matched.gradient
+            optimiser.step()
+            total += matched.loss / outer
+            if image_step < outer - 1:
+                continued = partial(train_on_images, thetas, iteration, image_step)
+                thetas = parallel_map(continued, range(params.sets), device)
+                checkpoint.offer(partial(progress, iteration, image_step + 1, thetas, total))
+        if problem := not_finite(total, images.detach(), names):
+            last = dataclasses.replace(initial[0], images=done.good[0].cpu())
             raise ValueError(
                 f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
                 f"condense.distance, order and condense.curvature.weight"
                 f"{keep_last(last, iteration - 1, checkpoints)}"
             )
-        for warning in watch.look(iteration, total, gradient, images):
+        for warning in watch.look(iteration, total, matched.gradient, images):
             say(warning)
-        good = images.detach().clone()
-        losses.append(total.tolist())
-        bar.set_postfix(loss=f"{sum(losses[-1]):.4g}")
+        done.good = images.detach().clone()
+        done.losses.append(total.mean(0).tolist())
+        if params.order == 2:
+            means = [value.mean().item() for value in matched[2:]]
+            done.curvature.append((iteration, *means))
+        bar.show(loss=f"{sum(done.losses[-1]):.4g}")
         if iteration in kept:
-            seconds = time.perf_counter() - start
-            snapshots[iteration] = images.detach().cpu().clone()
-            timing.append((iteration, seconds))
-        theta, total, first_step = {}, torch.zeros_like(total), 0
-        checkpoint.offer(partial(progress, iteration + 1, first_step, theta, total))
+            done.snapshots[iteration] = images.detach().cpu().clone()
+            done.timing.append((iteration, time.perf_counter() - start))
+        thetas, total, first_step = [], torch.zeros_like(total), 0
+        checkpoint.offer(partial(progress, iteration + 1, first_step, thetas, total))
 
-    for iteration, snapshot in snapshots.items():
-        record = {**metadata, "iteration": str(iteration)}
-        synthetic = SyntheticSet(snapshot, initial.mean, initial.std, initial.class_names, record)
-        write_synthetic_set(
-            Path(f"data/condensed/snapshots/{iteration:06d}.safetensors"), synthetic
+    write_sets(params, initial, done.snapshots, device)
+    write_curves(done, names, describe_device(device))
+    loss = float(f"{sum(done.losses[-1]):.6g}")
+    write_json(RESULTS / "metrics.json", {"condense": {"loss": loss}})
+    print(
+        f"condense: matching loss {loss} after {settings.iterations} iterations "
+        f"({sum(done.losses[0]):.6g} after the first), {done.timing[-1][1]:.0f} s"
+    )
+
+
+def make_match(params: Params) -> Any:
+    """Return the matching step of a number: with curvature where it is due, else without."""
+    settings = params.condense
+    distance = DISTANCES[settings.distance]
+    curvature = None
+    if params.order == 2:
+        curvature = Curvature(
+            CURVATURE_FORMS[settings.curvature.form],
+            settings.curvature.weight,
+            settings.curvature.real_per_class or settings.real_per_class,
         )
-        if iteration == settings.iterations:
-            write_synthetic_set(OUTPUT, synthetic)
+
+    def match(
+        number: int,
+        networks: list[Network],
+        images: Tensor,
+        real: Tensor,
+        thetas: list[Theta],
+        seeds: range,
+    ) -> Matched:
+        due = number % settings.curvature.every == 0
+        probes: list[list[Theta]] = [[] for _ in thetas]
+        if curvature is not None and due and settings.curvature.probes == "rademacher":
+            probes = [
+                draw_probes(theta, settings.curvature.num_probes, generator(seed, "probes", number))
+                for theta, seed in zip(thetas, seeds, strict=True)
+            ]
+        step = make_matching_step(networks, distance, curvature if due else None)
+        return step(images, real, thetas, probes)
+
+    return match
+
+
+def keep_last(images: SyntheticSet, iteration: int, checkpoints: Checkpoints) -> str:
+    """Write the last images that are numbers, and say where; nothing where nothing can be kept."""
+    if checkpoints.folder is None:
+        return ""
+    path = checkpoints.folder / f"iteration-{iteration:06d}.safetensors"
+    record = {**images.metadata, "iteration": str(iteration)}
+    write_at_once(path, encode_synthetic_set(dataclasses.replace(images, metadata=record)))
+    return f"; the images of iteration {iteration} are in {shown(path)}"
+
+
+def write_sets(
+    params: Params,
+    initial: list[SyntheticSet],
+    snapshots: dict[int, Tensor],
+    device: torch.device,
+) -> None:
+    """Write every set: its snapshots (iteration -> (K, C, S, ch, h, w)), itself, card, pictures."""
+    settings = params.condense
+    for k, begun in enumerate(initial):
+        metadata = {
+            **begun.metadata,  # init, seed, split
+            "network": params.network,
+            "order": str(params.order),
+            "condense": repr(settings),
+            "torch": torch.__version__,
+            "device": device.type,  # and not its threads: the bytes do not depend on them
+        }
+        for iteration, images in snapshots.items():
+            record = {**metadata, "iteration": str(iteration)}
+            synthetic = dataclasses.replace(begun, images=images[k], metadata=record)
+            write_synthetic_set(set_path(OUTPUT, k, iteration), synthetic)
+            if iteration == settings.iterations:
+                path = set_path(OUTPUT, k)
+                write_synthetic_set(path, synthetic)
+                made = {**record, **dataclasses.asdict(settings)}
+                del made["condense"]
+                write_product(path.parent, synthetic, SOURCES[params.dataset], made)
+
+
+def write_curves(done: Condensation, class_names: tuple[str, ...], device: str) -> None:
+    """Write the losses, what is known of the curvature term, and the seconds."""
     write_csv(
         RESULTS / "loss.csv",
         ["iteration", "loss"],
-        [(i, f"{sum(row):.6g}") for i, row in enumerate(losses, start=1)],
+        [(i, f"{sum(row):.6g}") for i, row in enumerate(done.losses, start=1)],
     )
     write_csv(
         RESULTS / "loss_by_class.csv",
         ["iteration", "class", "loss"],
         [
             (i, name, f"{value:.6g}")
-            for i, row in enumerate(losses, start=1)
-            for name, value in zip(dataset.class_names, row, strict=True)
+            for i, row in enumerate(done.losses, start=1)
+            for name, value in zip(class_names, row, strict=True)
         ],
+    )
+    write_csv(
+        RESULTS / "curvature.csv",
+        ["iteration", "curvature", "ratio", "cosine"],
+        [(int(i), *(f"{value:.4g}" for value in values)) for i, *values in done.curvature],
     )
     write_csv(
         RESULTS / "timing.csv",
         ["iteration", "seconds", "device"],
-        [(i, f"{spent:.2f}", describe_device(device)) for i, spent in timing],
+        [(i, f"{spent:.2f}", device) for i, spent in done.timing],
     )
-    final_loss = float(f"{sum(losses[-1]):.6g}")
-    write_json(RESULTS / "metrics.json", {"condense": {"loss": final_loss}})
 
 
 if __name__ == "__main__":

@@ -1,32 +1,47 @@
 """Fresh networks trained on the synthetic images alone, tested on real ones -> results/evaluate.
 
-The published protocol (Zhao, Mopuri and Bilen, ICLR 2021): every number is of the last epoch, and
-nothing is chosen on the images that are scored.
+By one of the published protocols: every number is of the last epoch, and nothing is chosen on the
+images that are scored.
 """
 
 import argparse
 import json
 import statistics
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from condensation.allocator import keep_freed_memory
-from condensation.artefacts import read_synthetic_set
+from condensation.artefacts import set_path
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
-from condensation.datasets import load_scoring
+from condensation.confusion import class_accuracy, confusion_matrix, overall_accuracy
+from condensation.datasets import Dataset, load_scoring
 from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
-from condensation.networks import build_network, init_theta
+from condensation.image_sets import ImageSet, load_image_set, load_image_sets
+from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
+from condensation.progress import Progress
+from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
-from condensation.training import accuracy, tenth_after_half, train
+from condensation.sources import SOURCES
+from condensation.spread import spread_of_sets
+from condensation.training import predict, tenth_after_half, train
 from condensation.workers import parallel_map
+
+
+class Task(NamedTuple):
+    """One network to train: on the images of an iteration, of a set; which of the networks."""
+
+    iteration: int
+    set: int
+    number: int
 
 
 def main() -> None:
@@ -46,47 +61,190 @@ def main() -> None:
     device = choose_device(params.device)
     results = Path(f"results/evaluate/{name}")
     check_writable(results / "metrics.json")
+    protocol_name, protocol = chosen_protocol(params)
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
-    inputs = [Path("data/prepared"), Path("data/condensed")]
-    identity = fingerprint(determinants(params, name, device), inputs)
+    inputs = [Path("data/prepared"), Path(params.evaluate.images)]
+    identity = fingerprint(determinants(params, protocol, name, device), inputs)
     with Checkpoints(f"evaluate {name}", identity) as checkpoints, together():
-        evaluate(params, name, device, results, checkpoints)
+        real = load_scoring(Path("data/prepared"), params.split)
+        sets = load_sets(params, name, real)
+        tasks = list_tasks(params, name, sets)
+        start = time.perf_counter()
+        confusions = score(params, protocol, name, tasks, sets, real, device, checkpoints)
+        seconds = time.perf_counter() - start
+        write_results(results, name, protocol_name, tasks, confusions, real.class_names)
+        write_csv(
+            results / "timing.csv",
+            ["network", "networks", "seconds", "device"],
+            [(name, len(tasks), f"{seconds:.2f}", describe_device(device))],
+        )
 
 
-def determinants(params: Params, name: str, device: torch.device) -> dict[str, Any]:
+def chosen_protocol(params: Params) -> tuple[str, Protocol]:
+    """Return the name that goes with the figures, and the settings of the training."""
+    own = params.evaluate
+    return choose_protocol(
+        own.protocol,
+        params.dataset,
+        epochs=own.epochs,
+        batch_size=own.batch_size,
+        learning_rate=own.learning_rate,
+        momentum=own.momentum,
+        weight_decay=own.weight_decay,
+        augmentation=own.augmentation,
+    )
+
+
+def determinants(
+    params: Params, protocol: Protocol, name: str, device: torch.device
+) -> dict[str, Any]:
     """Return what the accuracies depend on, beside the input files and the code."""
-    settings = params.evaluate
     return {
         "seed": params.seed,
+        "sets": params.sets,
         "split": params.split,
         "device": describe_device(device),
         "options": params.networks[name],
         "iterations": params.condense.iterations,
         "snapshots": params.condense.snapshots,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
-        "momentum": settings.momentum,
-        "weight_decay": settings.weight_decay,
-        "augmentation": settings.augmentation,
-        "network": settings.by_network[name],
+        "images_scale": params.evaluate.images_scale,
+        "protocol": protocol,
+        "network": params.evaluate.by_network[name],
     }
 
 
-def evaluate(
-    params: Params, name: str, device: torch.device, results: Path, checkpoints: Checkpoints
-) -> None:
-    """Train the networks, score them and write the results."""
-    tasks = list_tasks(params, name)
-    scores = score(params, name, tasks, device, checkpoints)
+def is_folder(images: str) -> bool:
+    """Tell whether evaluate.images is a folder of this pipeline rather than a file."""
+    return Path(images).suffix == ""
 
+
+def load_sets(params: Params, name: str, real: Dataset) -> dict[int, list[ImageSet]]:
+    """Load the images to train on: iteration -> the sets.
+
+    A file from elsewhere has no snapshots, and no iteration: it is 0.
+
+    Raises:
+        ValueError: A file is missing, damaged, or does not fit the dataset.
+    """
+    path = Path(params.evaluate.images)
+    last = params.condense.iterations
+    if is_folder(params.evaluate.images):
+        earlier = params.evaluate.by_network[name].snapshot_networks > 0
+        iterations = sorted({last, *(params.condense.snapshots if earlier else ())})
+        sets = {
+            i: [load_image_set(set_path(path, k, i)) for k in range(params.sets)]
+            for i in iterations
+        }
+    else:
+        source = SOURCES[params.dataset]
+        published = (real.class_names, source.published_mean, source.published_std)
+        sets = {0: load_image_sets(path, params.evaluate.images_scale, *published)}
+    for found in [image_set for group in sets.values() for image_set in group]:
+        shape = tuple(found.images.shape[1:])
+        if shape != real.image_shape or found.class_names != real.class_names:
+            raise ValueError(
+                f"evaluate.images: {path} has {len(found.class_names)} classes and images {shape}; "
+                f"the dataset has {real.num_classes} classes and images {real.image_shape}"
+            )
+    return {
+        iteration: [found.normalised_with(real.mean, real.std) for found in group]
+        for iteration, group in sets.items()
+    }
+
+
+def list_tasks(params: Params, name: str, sets: dict[int, list[ImageSet]]) -> list[Task]:
+    """List every network to train, those on the last images first."""
+    numbers = params.evaluate.by_network[name]
+    last = max(sets)
+    return [
+        Task(iteration, k, number)
+        for iteration in [last, *sorted(sets.keys() - {last})]
+        for k in range(len(sets[iteration]))
+        for number in range(
+            numbers.num_networks if iteration == last else numbers.snapshot_networks
+        )
+    ]
+
+
+def score(
+    params: Params,
+    protocol: Protocol,
+    name: str,
+    tasks: list[Task],
+    sets: dict[int, list[ImageSet]],
+    real: Dataset,
+    device: torch.device,
+    checkpoints: Checkpoints,
+) -> list[Tensor]:
+    """Train one network for each task and return the confusion matrices (C, C).
+
+    Raises:
+        ValueError: A training diverges.
+    """
+    real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
+    network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
+    lengths = [len(sets[task.iteration][task.set]) for task in tasks]
+    steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)
+    what = f"evaluate {name}: {len(tasks)} networks of {protocol.epochs} epochs"
+    bar = Progress(what, steps, "step", describe_device(device))
+
+    def one_network(task: Task) -> Tensor:
+        checkpoint = checkpoints.piece("{}-{}-{}".format(*task))
+        counts = checkpoint.once(lambda: train_and_score(task, checkpoint).tolist())
+        return torch.tensor(counts)
+
+    def train_and_score(task: Task, checkpoint: Checkpoint) -> Tensor:
+        synthetic = sets[task.iteration][task.set]
+        images = synthetic.images.to(device)
+        # The same fresh networks for every snapshot and every setting: differences are paired.
+        stream = (params.seed + task.set, "evaluate", name, task.number)
+        theta = train(
+            init_theta(network, generator(*stream, "theta"), device),
+            network,
+            images,
+            synthetic.labels.to(device),
+            epochs=protocol.epochs,
+            batch_size=protocol.batch_size,
+            learning_rate=protocol.learning_rate,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+            generator=generator(*stream, "training"),
+            schedule=tenth_after_half,
+            augmentation=AUGMENTATIONS[protocol.augmentation],
+            on_step=bar.update,
+            checkpoint=checkpoint,
+        )
+        if not all_finite(theta):
+            raise ValueError(
+                f"network {task.number} diverged on the images of iteration {task.iteration}: its "
+                "parameters are not finite; look at evaluate.learning_rate, evaluate.momentum and "
+                "evaluate.weight_decay"
+            )
+        scored = freeze_statistics(network, theta, images)
+        predicted = predict(theta, scored, real_images)
+        return confusion_matrix(predicted, real_labels, real.num_classes)
+
+    with bar:
+        return parallel_map(one_network, tasks, device)
+
+
+def write_results(
+    results: Path,
+    name: str,
+    protocol: str,
+    tasks: list[Task],
+    confusions: list[Tensor],
+    class_names: tuple[str, ...],
+) -> None:
+    """Write every network's accuracy, the curve, the classes and the metrics."""
     ceiling = json.loads(Path(f"results/baseline/{name}/metrics.json").read_text())[name]["ceiling"]
+    scores = [overall_accuracy(confusion) for confusion in confusions]
     by_iteration: dict[int, list[float]] = {}
-    for (iteration, _), value in zip(tasks, scores, strict=True):
-        by_iteration.setdefault(iteration, []).append(value)
+    for task, value in zip(tasks, scores, strict=True):
+        by_iteration.setdefault(task.iteration, []).append(value)
     write_csv(
         results / "networks.csv",
-        ["network", "iteration", "index", "accuracy"],
+        ["network", "iteration", "set", "index", "accuracy"],
         [(name, *task, f"{value:.2f}") for task, value in zip(tasks, scores, strict=True)],
     )
     write_csv(
@@ -95,96 +253,65 @@ def evaluate(
         [
             (
                 name,
-                iteration,
+                i,
                 f"{statistics.fmean(values):.2f}",
                 spread(values),
                 len(values),
                 ceiling,
             )
-            for iteration, values in sorted(by_iteration.items())
+            for i, values in sorted(by_iteration.items())
         ],
     )
-    final = by_iteration[params.condense.iterations]
+    last = max(by_iteration)
+    final_confusions = [c for t, c in zip(tasks, confusions, strict=True) if t.iteration == last]
+    write_classes(results, name, class_names, final_confusions)
+    final = by_iteration[last]
+    by_set: dict[int, list[float]] = {}
+    for task, value in zip(tasks, scores, strict=True):
+        if task.iteration == last:
+            by_set.setdefault(task.set, []).append(value)
+    of_sets = spread_of_sets(list(by_set.values()))
     mean = statistics.fmean(final)
     record = {
         "accuracy": round(mean, 2),
         "retained": round(100 * mean / ceiling, 2),
         "std": float(spread(final)) if len(final) > 1 else None,
+        "std_between_sets": of_sets.between,
+        "std_within_sets": of_sets.within,
         "n": len(final),
+        "sets": len(by_set),
+        "protocol": protocol,
     }
     write_json(results / "metrics.json", {name: record})
     print(
-        f"{name}: {mean:.2f}% (n = {len(final)}), {record['retained']}% of the ceiling {ceiling}%"
+        f"evaluate {name}: {mean:.2f}% (n = {len(final)}, protocol {protocol}), "
+        f"{record['retained']}% of the ceiling {ceiling}%"
     )
 
 
-def list_tasks(params: Params, name: str) -> list[tuple[int, int]]:
-    """List (iteration, index of the network) for every network to train, the longest list last."""
-    numbers = params.evaluate.by_network[name]
-    last = params.condense.iterations
-    earlier = sorted({*params.condense.snapshots} - {last})
-    tasks = [(last, index) for index in range(numbers.num_networks)]
-    return tasks + [(i, index) for i in earlier for index in range(numbers.snapshot_networks)]
-
-
-def score(
-    params: Params,
-    name: str,
-    tasks: list[tuple[int, int]],
-    device: torch.device,
-    checkpoints: Checkpoints,
-) -> list[float]:
-    """Train one network for each task and return the accuracies, in percent.
-
-    Raises:
-        ValueError: A training diverges.
-    """
-    settings = params.evaluate
-    real = load_scoring(Path("data/prepared"), params.split)
-    real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
-    network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
-    sets = {
-        iteration: read_synthetic_set(Path(f"data/condensed/snapshots/{iteration:06d}.safetensors"))
-        for iteration, _ in tasks
-    }
-    bar = tqdm(
-        total=len(tasks) * settings.epochs, desc=f"evaluate {name}", unit="epoch", disable=None
+def write_classes(
+    results: Path, name: str, class_names: tuple[str, ...], confusions: list[Tensor]
+) -> None:
+    """Write what the final networks take for what (C, C each), and each class's accuracy."""
+    shared = torch.stack(confusions).double()
+    by_class = class_accuracy(shared)
+    write_csv(
+        results / "confusion.csv",
+        ["network", "class", "predicted", "count", "n"],
+        [
+            (name, true, predicted, f"{count:.2f}", len(confusions))
+            for true, row in zip(class_names, shared.mean(0).tolist(), strict=True)
+            for predicted, count in zip(class_names, row, strict=True)
+        ],
     )
-
-    def one_network(task: tuple[int, int]) -> float:
-        checkpoint = checkpoints.piece("{}-{}".format(*task))
-        return checkpoint.once(lambda: train_and_score(task, checkpoint))
-
-    def train_and_score(task: tuple[int, int], checkpoint: Checkpoint) -> float:
-        iteration, index = task
-        # The same fresh networks for every snapshot and every setting: differences are paired.
-        stream = (params.seed, "evaluate", name, index)
-        theta = train(
-            init_theta(network, generator(*stream, "theta"), device),
-            network,
-            sets[iteration].images.flatten(0, 1).to(device),
-            sets[iteration].labels.flatten().to(device),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            generator=generator(*stream, "training"),
-            schedule=tenth_after_half,
-            augmentation=AUGMENTATIONS[settings.augmentation],
-            on_step=bar.update,
-            checkpoint=checkpoint,
-        )
-        if not all_finite(theta):
-            raise ValueError(
-                f"network {index} diverged on the images of iteration {iteration}: its parameters "
-                "are not finite; look at evaluate.learning_rate, evaluate.momentum and "
-                "evaluate.weight_decay"
-            )
-        return accuracy(theta, network, real_images, real_labels)
-
-    with bar:
-        return parallel_map(one_network, tasks, device)
+    write_csv(
+        results / "classes.csv",
+        ["network", "class", "accuracy", "std", "n"],
+        [
+            (name, true, f"{statistics.fmean(values):.2f}", spread(values), len(values))
+            for true, values in zip(class_names, by_class.T.tolist(), strict=True)
+        ],
+    )
 
 
 def spread(values: list[float]) -> str:

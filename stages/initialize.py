@@ -1,8 +1,8 @@
-"""The synthetic set before condensation -> data/initial."""
+"""The synthetic sets before condensation -> data/initial."""
 
 from pathlib import Path
 
-from condensation.artefacts import SyntheticSet, write_synthetic_set
+from condensation.artefacts import SyntheticSet, set_path, write_synthetic_set
 from condensation.datasets import load_training
 from condensation.initialisers import INITIALISERS
 from condensation.params import load_params, run_stage
@@ -14,13 +14,18 @@ def main() -> None:
     params = load_params(Path("params.yaml"))
     print(f"initialize: {params.init}, {params.ipc} images a class; CPU; a few seconds", flush=True)
     dataset = load_training(Path("data/prepared"), params.split)
-    images = INITIALISERS[params.init](
-        dataset, params.ipc, generator(params.seed, "initialize", params.init)
+    for index in range(params.sets):
+        seed = params.seed + index
+        images = INITIALISERS[params.init](
+            dataset, params.ipc, generator(seed, "initialize", params.init)
+        )
+        metadata = {"init": params.init, "seed": str(seed), "split": params.split}
+        synthetic = SyntheticSet(images, dataset.mean, dataset.std, dataset.class_names, metadata)
+        write_synthetic_set(set_path(Path("data/initial"), index), synthetic)
+    print(
+        f"initialize: {dataset.num_classes * params.ipc} images of {dataset.num_classes} classes"
+        + (f" in each of {params.sets} sets" if params.sets > 1 else "")
     )
-    metadata = {"init": params.init, "seed": str(params.seed), "split": params.split}
-    synthetic = SyntheticSet(images, dataset.mean, dataset.std, dataset.class_names, metadata)
-    write_synthetic_set(Path("data/initial/synthetic.safetensors"), synthetic)
-    print(f"initialize: {dataset.num_classes * params.ipc} images of {dataset.num_classes} classes")
 
 
 if __name__ == "__main__":

@@ -13,28 +13,44 @@ from condensation.datasets import Dataset
 from condensation.networks import Network, Theta, build_network, init_theta
 from condensation.randomness import generator
 
+# Operators as small as the tests' are fastest on one thread, by far where others use the processor.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 NUM_CLASSES = 3
-IMAGE_SHAPE = (1, 16, 16)
+IMAGE_SHAPE = (1, 28, 28)
+SMALL_SHAPE = (1, 16, 16)
+"""For what takes time that grows with the square of the parameters."""
+
 TINY_OPTIONS: dict[str, dict[str, int | float | str]] = {
     "convnet": {"width": 4, "depth": 2},
     "mlp": {"width": 6},
+    "alexnet": {"width": 2, "activation": "softplus"},
+    "vgg11": {"width": 2, "activation": "softplus"},
+    "resnet18": {"width": 2, "activation": "softplus"},
 }
-"""Options that make a registered network small; one that is not listed is small enough."""
+"""Options that make a registered network small; one that is not listed is small enough.
+
+The deep ones are smooth: a finite difference over so many units would step over kinks.
+"""
 
 
-def tiny_network(name: str, **options: int | float | str) -> tuple[Network, Theta]:
+def tiny_network(
+    name: str, image_shape: tuple[int, int, int] = IMAGE_SHAPE, **options: int | float | str
+) -> tuple[Network, Theta]:
     """Build a small network and draw its parameters, in float64."""
     network = build_network(
-        name, IMAGE_SHAPE, NUM_CLASSES, {**TINY_OPTIONS.get(name, {}), **options}
+        name, image_shape, NUM_CLASSES, {**TINY_OPTIONS.get(name, {}), **options}
     )
     theta = init_theta(network, generator(0, "theta"), "cpu")
     return network, {key: value.double() for key, value in theta.items()}
 
 
-def random_images(*shape: int, stream: str) -> Tensor:
+def random_images(
+    *shape: int, stream: str, image_shape: tuple[int, int, int] = IMAGE_SHAPE
+) -> Tensor:
     """Draw normalised images (*shape, ch, h, w) in float64."""
-    return torch.randn(*shape, *IMAGE_SHAPE, generator=generator(1, stream), dtype=torch.float64)
+    return torch.randn(*shape, *image_shape, generator=generator(1, stream), dtype=torch.float64)
 
 
 def central_difference(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor) -> Tensor:

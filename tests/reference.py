@@ -32,16 +32,15 @@ def distance(name: str, synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> 
     return total
 
 
-def matching_loss(
+def matching_terms(
     module: nn.Module,
     synthetic: Tensor,
     real: Tensor,
     class_index: int,
     distance_name: str,
-    weight: float,
     probes: Sequence[Sequence[Tensor]],
-) -> Tensor:
-    """The loss of one class, at the module's own parameters; probes make it order 2 (hvp)."""
+) -> tuple[Tensor, Tensor | None]:
+    """D of one class at the module's own parameters, and with probes the term `hvp`."""
     parameters = list(module.parameters())
 
     def gradient(images: Tensor) -> Sequence[Tensor]:
@@ -55,11 +54,11 @@ def matching_loss(
 
     ours, theirs = gradient(synthetic), gradient(real)
     loss = distance(distance_name, ours, [g.detach() for g in theirs])
-    for probe in probes:
-        target = [h.detach() for h in product(theirs, probe)]
-        term = distance(distance_name, product(ours, probe), target)
-        loss = loss + weight * term / len(probes)
-    return loss
+    terms = [
+        distance(distance_name, product(ours, probe), [h.detach() for h in product(theirs, probe)])
+        for probe in probes
+    ]
+    return loss, torch.stack(terms).mean() if terms else None
 
 
 def matching_step(
@@ -70,11 +69,18 @@ def matching_step(
     weight: float = 0.0,
     probes: Sequence[Sequence[Tensor]] = (),
 ) -> tuple[Tensor, Tensor]:
-    """The image gradient (C, S, ch, h, w) and the loss of each class (C,)."""
+    """The image gradient (C, S, ch, h, w) and D of each class (C,), of one set.
+
+    The image gradient of the term is made `weight` times as long as that of D.
+    """
     gradients, losses = [], []
     for index in range(len(synthetic)):
         images = synthetic[index].clone().requires_grad_()
-        loss = matching_loss(module, images, real[index], index, distance_name, weight, probes)
-        gradients.append(torch.autograd.grad(loss, images)[0])
+        loss, term = matching_terms(module, images, real[index], index, distance_name, probes)
+        (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
+        if term is not None:
+            (of_term,) = torch.autograd.grad(term, images)
+            gradient = gradient + weight * gradient.norm() / of_term.norm() * of_term
+        gradients.append(gradient)
         losses.append(loss.detach())
     return torch.stack(gradients), torch.stack(losses)

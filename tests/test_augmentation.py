@@ -9,7 +9,7 @@ from torch import Tensor
 from condensation.augmentation import (
     AUGMENTATIONS,
     CROP_PADDING,
-    Augmentation,
+    AffineAugmentation,
     apply_augmentation,
     crop_scale_rotate,
 )
@@ -23,8 +23,8 @@ def images(num_images: int) -> Tensor:
     return torch.randn(num_images, 2, *SIZE, generator=generator(0, "images"), dtype=torch.float64)
 
 
-def matrix(rows: list[list[float]], scaled: bool = False) -> Augmentation:
-    return Augmentation(torch.tensor([rows], dtype=torch.float64), torch.tensor([scaled]))
+def matrix(rows: list[list[float]], scaled: bool = False) -> AffineAugmentation:
+    return AffineAugmentation(torch.tensor([rows], dtype=torch.float64), torch.tensor([scaled]))
 
 
 def kind(rows: Tensor) -> str:

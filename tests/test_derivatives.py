@@ -13,7 +13,7 @@ from condensation.derivatives import (
 )
 from condensation.networks import NETWORKS, Network, Theta
 from condensation.randomness import generator
-from conftest import NUM_CLASSES, central_difference, random_images, tiny_network
+from conftest import NUM_CLASSES, SMALL_SHAPE, central_difference, random_images, tiny_network
 
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 
@@ -70,8 +70,8 @@ def test_hessian_vector_product_equals_central_differences_of_the_gradient(name:
 
 
 def test_hessian_vector_product_equals_the_explicit_hessian() -> None:
-    network, theta = tiny_network("mlp", width=3)
-    images = random_images(5, stream="batch")
+    network, theta = tiny_network("mlp", SMALL_SHAPE, width=3)
+    images = random_images(5, stream="batch", image_shape=SMALL_SHAPE)
     vector = flat(theta).cos()
 
     def loss(at: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def test_gradient_of_a_linear_classifier_has_its_closed_form() -> None:
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, NUM_CLASSES)).double()
     network = Network(linear)
     theta = {name: value.detach() for name, value in linear.named_parameters()}
-    images = random_images(5, stream="batch")
+    images = random_images(5, stream="batch", image_shape=SMALL_SHAPE)
     inputs = images.flatten(1)
     errors = (inputs @ theta["1.weight"].T + theta["1.bias"]).softmax(1)
     errors = errors - torch.nn.functional.one_hot(LABELS, NUM_CLASSES)

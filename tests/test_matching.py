@@ -1,4 +1,4 @@
-"""The matching step: against the reference loop, finite differences and the explicit Hessians."""
+"""The matching step: against the reference loop, finite differences and the explicit matrices."""
 
 import copy
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import reference
-from condensation.derivatives import classification_loss
+from condensation.curvature import CURVATURE_FORMS
+from condensation.derivatives import classification_loss, constant_loss_gradient, loss_gradient
 from condensation.distances import DISTANCES
 from condensation.matching import (
-    CURVATURE_TERMS,
     Curvature,
-    RealSide,
+    Matched,
     draw_probes,
     make_matching_step,
     match_class,
@@ -23,11 +23,12 @@ from condensation.randomness import generator
 from conftest import NUM_CLASSES, central_difference, random_images, tiny_network
 
 WEIGHT = 0.3
-FORMS = [None, *CURVATURE_TERMS]
+NUM_REAL = 5
+FORMS = [None, *CURVATURE_FORMS]
 
 
-def curvature(form: str | None) -> Curvature | None:
-    return Curvature(CURVATURE_TERMS[form], WEIGHT) if form else None
+def curvature(form: str | None, real_per_class: int = NUM_REAL) -> Curvature | None:
+    return Curvature(CURVATURE_FORMS[form], WEIGHT, real_per_class) if form else None
 
 
 def module_at(network: Network, theta: Theta) -> nn.Module:
@@ -41,8 +42,22 @@ def case(name: str) -> tuple[Network, Theta, Tensor, Tensor, Sequence[Theta]]:
     """A network, its parameters, 2 synthetic and 5 real images a class, and 2 probes."""
     network, theta = tiny_network(name)
     synthetic = random_images(NUM_CLASSES, 2, stream="synthetic")
-    real = random_images(NUM_CLASSES, 5, stream="real")
+    real = random_images(NUM_CLASSES, NUM_REAL, stream="real")
     return network, theta, synthetic, real, draw_probes(theta, 2, generator(0, "probes"))
+
+
+def match_one_set(
+    network: Network,
+    theta: Theta,
+    synthetic: Tensor,
+    real: Tensor,
+    probes: Sequence[Theta],
+    distance: str,
+    second: Curvature | None,
+) -> Matched:
+    step = make_matching_step([network], DISTANCES[distance], second)
+    matched = step(synthetic[None], real[None], [theta], [probes])
+    return Matched(*(value[0] for value in matched))
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -52,94 +67,208 @@ def test_step_equals_the_class_loop_of_the_reference(
     name: str, form: str | None, distance: str
 ) -> None:
     network, theta, synthetic, real, probes = case(name)
-    step = make_matching_step(network, DISTANCES[distance], curvature(form))
-    gradient, loss = step(synthetic, real, theta, probes)
+    matched = match_one_set(*case(name), distance, curvature(form))
     vectors = [list(probe.values()) for probe in probes] if form else []
     expected_gradient, expected_loss = reference.matching_step(
         module_at(network, theta), synthetic, real, distance, WEIGHT, vectors
     )
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-11)
+    torch.testing.assert_close(matched.loss, expected_loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(matched.gradient, expected_gradient, rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
-def test_image_gradient_equals_central_differences(
+def test_image_gradients_equal_central_differences(
     name: str, form: str | None, distance: str
 ) -> None:
+    """That of D and that of Q, each by itself: the difference of two steps is Q's, scaled."""
     network, theta, synthetic, real, probes = case(name)
 
-    def loss(images: Tensor) -> Tensor:
-        return match_class(
-            theta, network, images, real[1], 1, DISTANCES[distance], curvature(form), probes
-        )[1]
+    def match(images: Tensor, second: Curvature | None) -> Matched:
+        return match_class(theta, network, images, real[1], 1, DISTANCES[distance], second, probes)
 
-    gradient, _ = match_class(
-        theta, network, synthetic[1], real[1], 1, DISTANCES[distance], curvature(form), probes
-    )
+    first = match(synthetic[1], None)
+    value, gradient = (lambda images: match(images, None).loss), first.gradient
+    if form is not None:
+        second = curvature(form)
+        assert second is not None
+        matched = match(synthetic[1], second)
+        value = lambda images: match(images, second).curvature  # noqa: E731
+        gradient = (matched.gradient - first.gradient) * matched.ratio / WEIGHT
     along = random_images(2, stream="direction")
-    slope = central_difference(loss, synthetic[1], along)
-    assert slope.abs() > 1e-6
+    slope = central_difference(value, synthetic[1], along)
+    assert slope.abs() > 1e-7
     torch.testing.assert_close((gradient * along).sum(), slope, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("form", CURVATURE_TERMS)
+@pytest.mark.parametrize("form", CURVATURE_FORMS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_curvature_moves_every_class(name: str, form: str, distance: str) -> None:
-    network, theta, synthetic, real, probes = case(name)
-    first, _ = make_matching_step(network, DISTANCES[distance], None)(
-        synthetic, real, theta, probes
-    )
-    second, _ = make_matching_step(network, DISTANCES[distance], curvature(form))(
-        synthetic, real, theta, probes
-    )
-    assert ((second - first).flatten(1).norm(dim=1) > 1e-8).all()
+def test_curvature_moves_every_class_as_far_as_its_weight_says(
+    name: str, form: str, distance: str
+) -> None:
+    first = match_one_set(*case(name), distance, None)
+    second = match_one_set(*case(name), distance, curvature(form))
+    lengths = [value.flatten(1).norm(dim=1) for value in (first.gradient, second.gradient)]
+    added = (second.gradient - first.gradient).flatten(1)
+    torch.testing.assert_close(added.norm(dim=1), WEIGHT * lengths[0], rtol=1e-9, atol=0)
+    cosine = (added * first.gradient.flatten(1)).sum(1) / (added.norm(dim=1) * lengths[0])
+    torch.testing.assert_close(cosine, second.cosine, rtol=1e-8, atol=1e-10)
+    assert torch.equal(first.loss, second.loss)
+    assert first.curvature.eq(0).all() and second.ratio.gt(0).all()
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_loss_is_zero_where_synthetic_and_real_images_are_the_same(
+def test_both_terms_are_zero_where_synthetic_and_real_images_are_the_same(
     name: str, form: str | None, distance: str
 ) -> None:
     network, theta, _, real, probes = case(name)
     if distance == "layerwise_cosine":
         # A row whose gradient is zero has no direction and counts 1: smooth units have none.
         network, theta = tiny_network(name, activation="softplus")
-    step = make_matching_step(network, DISTANCES[distance], curvature(form))
-    _, loss = step(real, real, theta, probes)
-    assert loss.abs().max() < 1e-8
+        probes = draw_probes(theta, 2, generator(0, "probes"))
+    matched = match_one_set(network, theta, real, real, probes, distance, curvature(form))
+    assert matched.loss.abs().max() < 1e-8 and matched.curvature.abs().max() < 1e-8
+
+
+def flat(theta: Theta) -> Tensor:
+    return torch.cat([value.flatten() for value in theta.values()])
+
+
+def hessian(network: Network, theta: Theta, images: Tensor, class_index: int) -> Tensor:
+    """The explicit Hessian of the loss, by double differentiation of the whole vector."""
+    sizes = [value.numel() for value in theta.values()]
+
+    def loss(vector: Tensor) -> Tensor:
+        parts = zip(theta.items(), vector.split(sizes), strict=True)
+        at = {name: part.view(value.shape) for (name, value), part in parts}
+        labels = torch.full((len(images),), class_index)
+        return classification_loss(at, network, images, labels)
+
+    matrix: Tensor = torch.autograd.functional.hessian(loss, flat(theta))
+    return matrix
+
+
+def gauss_newton(network: Network, theta: Theta, images: Tensor) -> Tensor:
+    """The explicit Gauss-Newton matrix: the mean of J' (diag(p) - p p') J."""
+    sizes = [value.numel() for value in theta.values()]
+
+    def logits(vector: Tensor) -> Tensor:
+        parts = zip(theta.items(), vector.split(sizes), strict=True)
+        return network({name: part.view(value.shape) for (name, value), part in parts}, images)
+
+    jacobian = torch.autograd.functional.jacobian(logits, flat(theta))
+    probability = network(theta, images).softmax(1)
+    of_loss = torch.diag_embed(probability) - probability[:, :, None] * probability[:, None]
+    matrix: Tensor = torch.einsum("bip,bij,bjq->pq", jacobian, of_loss, jacobian) / len(images)
+    return matrix
 
 
 def test_hvp_approaches_the_explicit_hessians_as_probes_grow() -> None:
     """The mean of |(H_S - H_T) v|^2 over Rademacher v is the squared Frobenius norm."""
     network, theta = tiny_network("mlp", width=3)
     synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
-    sizes = [value.numel() for value in theta.values()]
-
-    def hessian(images: Tensor) -> Tensor:
-        def loss(vector: Tensor) -> Tensor:
-            parts = zip(theta.items(), vector.split(sizes), strict=True)
-            at = {name: part.view(value.shape) for (name, value), part in parts}
-            labels = torch.zeros(len(images), dtype=torch.int64)
-            return classification_loss(at, network, images, labels)
-
-        matrix: Tensor = torch.autograd.functional.hessian(
-            loss, torch.cat([value.flatten() for value in theta.values()])
-        )
-        return matrix
-
-    expected = (hessian(synthetic) - hessian(real)).square().sum()
-    labels = torch.zeros(5, dtype=torch.int64)
-    side = RealSide(theta, network, real, labels, {}, 5)
+    expected = hessian(network, theta, synthetic, 0) - hessian(network, theta, real, 0)
     errors = []
     for num_probes in (8, 512):
         probes = draw_probes(theta, num_probes, generator(0, "probes"))
-        term = CURVATURE_TERMS["hvp"](side, DISTANCES["squared_euclidean"], probes)
-        errors.append((term(synthetic, labels[:2]) / expected - 1).abs().item())
+        distance, second = DISTANCES["squared_euclidean"], curvature("hvp")
+        matched = match_class(theta, network, synthetic, real, 0, distance, second, probes)
+        errors.append((matched.curvature / expected.square().sum() - 1).abs().item())
     assert errors[1] < 0.1 and errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("form", ["quadratic", "ggn"])
+def test_the_gap_is_weighed_by_the_explicit_matrix(form: str) -> None:
+    network, theta = tiny_network("mlp", width=3)
+    synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
+    labels = torch.zeros(5, dtype=torch.int64)
+    gap = flat(loss_gradient(theta, network, real, labels)) - flat(
+        loss_gradient(theta, network, synthetic, labels[:2])
+    )
+    matrix = (
+        hessian(network, theta, real, 0)
+        if form == "quadratic"
+        else gauss_newton(network, theta, real)
+    )
+    distance = DISTANCES["squared_euclidean"]
+    matched = match_class(theta, network, synthetic, real, 0, distance, curvature(form), [])
+    torch.testing.assert_close(matched.curvature, gap @ matrix @ gap, rtol=1e-9, atol=1e-12)
+    if form == "ggn":
+        assert matched.curvature >= 0 and torch.linalg.eigvalsh(matrix).min() > -1e-12
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ggn_is_never_negative(name: str) -> None:
+    for distance in DISTANCES:
+        assert match_one_set(*case(name), distance, curvature("ggn")).curvature.min() >= 0
+
+
+def test_lookahead_matches_the_hessian_times_the_real_gradient() -> None:
+    """With squared Euclidean distance it is |gap - eta (H_S - H_T) g_T|^2 + O(eta^2)."""
+    network, theta = tiny_network("mlp", activation="softplus")
+    synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
+    labels = torch.zeros(5, dtype=torch.int64)
+    target = constant_loss_gradient(theta, network, real, labels, 5)
+    gap = flat(loss_gradient(theta, network, synthetic, labels[:2])) - flat(target)
+    difference = hessian(network, theta, synthetic, 0) - hessian(network, theta, real, 0)
+    distance = DISTANCES["squared_euclidean"]
+    matched = match_class(theta, network, synthetic, real, 0, distance, curvature("lookahead"), [])
+    expected = (gap - 0.01 * difference @ flat(target)).square().sum()
+    change = matched.curvature - gap.square().sum()
+    torch.testing.assert_close(change, expected - gap.square().sum(), rtol=0.05, atol=0)
+
+
+def test_without_probes_the_real_gradient_is_the_probe() -> None:
+    network, theta, synthetic, real, _ = case("mlp")
+    labels = torch.ones(NUM_REAL, dtype=torch.int64)
+    target = constant_loss_gradient(theta, network, real[1], labels, NUM_REAL)
+    alone, given = (
+        match_class(
+            theta, network, synthetic[1], real[1], 1, DISTANCES["cosine"], curvature("hvp"), probes
+        )
+        for probes in ([], [target])
+    )
+    assert torch.equal(alone.gradient, given.gradient)
+
+
+def test_curvature_takes_the_first_real_images() -> None:
+    network, theta, synthetic, real, probes = case("mlp")
+    distance = DISTANCES["cosine"]
+    part = match_class(
+        theta, network, synthetic[0], real[0], 0, distance, curvature("hvp", 2), probes
+    )
+    alone = match_class(
+        theta, network, synthetic[0], real[0, :2], 0, distance, curvature("hvp"), probes
+    )
+    whole = match_class(
+        theta, network, synthetic[0], real[0], 0, distance, curvature("hvp"), probes
+    )
+    torch.testing.assert_close(part.curvature, alone.curvature, rtol=1e-12, atol=0)
+    assert torch.equal(part.loss, whole.loss) and part.curvature != whole.curvature
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sets_are_matched_as_if_each_were_alone(form: str | None) -> None:
+    network, theta, synthetic, real, probes = case("convnet")
+    other = {name: value.flip(0) for name, value in theta.items()}
+    step = make_matching_step([network] * 2, DISTANCES["squared_euclidean"], curvature(form))
+    together = step(
+        torch.stack([synthetic, real[:, :2]]),
+        torch.stack([real, real.flip(1)]),
+        [theta, other],
+        [probes, probes[::-1]],
+    )
+    inputs = [(theta, synthetic, real, probes), (other, real[:, :2], real.flip(1), probes[::-1])]
+    for k, (at, images, batch, vectors) in enumerate(inputs):
+        alone = match_one_set(
+            network, at, images, batch, vectors, "squared_euclidean", curvature(form)
+        )
+        for ours, expected in zip(together, alone, strict=True):
+            assert torch.equal(ours[k], expected)
 
 
 def test_probes_are_signs_and_the_same_for_the_same_stream() -> None:
@@ -154,13 +283,11 @@ def test_probes_are_signs_and_the_same_for_the_same_stream() -> None:
 
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
-    network, theta, synthetic, real, probes = case("convnet")
-    step = make_matching_step(network, DISTANCES["squared_euclidean"], curvature("hvp"))
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(step(synthetic, real, theta, probes))
+            results.append(match_one_set(*case("convnet"), "squared_euclidean", curvature("hvp")))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

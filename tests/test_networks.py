@@ -1,59 +1,366 @@
 """Architectures against the published ones, and parameters against PyTorch's own."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from condensation.deep_networks import DOWNSAMPLINGS
+from condensation.derivatives import classification_loss, loss_gradient
+from condensation.layers import ACTIVATIONS, POOLINGS, AveragePool
 from condensation.networks import (
-    ACTIVATIONS,
     NETWORKS,
+    Network,
+    Theta,
+    batch_statistics,
     build_network,
+    freeze_statistics,
     init_theta,
 )
-from condensation.pooling import AveragePool
+from condensation.normalisation import NORMS
 from condensation.randomness import generator
+from conftest import central_difference, random_images, tiny_network
+
+MNIST, COLOUR = (1, 28, 28), (3, 32, 32)
+
+
+def vgg11_size(channels: int) -> int:
+    """Convolutions of 3 x 3 with a bias, a weight and a bias of the norm each, 512 features."""
+    filters = [channels, 64, 128, 256, 256, 512, 512, 512, 512]
+    pairs = zip(filters[:-1], filters[1:], strict=True)
+    return sum((9 * before + 1 + 2) * after for before, after in pairs) + 513 * 10
+
+
+def resnet18_size(channels: int, places: int) -> int:
+    """No biases; two norms a block; shortcuts of 1 x 1 with a norm where the width changes."""
+    total = (9 * channels + 2) * 64 + (512 * places + 1) * 10
+    for before, after in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        total += (9 * before + 9 * after + 4) * after + (18 * after + 4) * after
+        total += (before + 2) * after if before != after else 0
+    return total
+
 
 PUBLISHED_SIZES = {
     # (in + 1) * out of each layer
-    "mlp": 785 * 128 + 129 * 128 + 129 * 10,
-    # convolutions of 5 x 5, then linear layers
-    "lenet": 26 * 6 + (150 + 1) * 16 + 401 * 120 + 121 * 84 + 85 * 10,
-    # three convolutions of 3 x 3 with a norm each (2 * 128), then 4 x 4 x 128 features
-    "convnet": 10 * 128 + 2 * (9 * 128 + 1) * 128 + 3 * 256 + 2049 * 10,
+    ("mlp", MNIST): 785 * 128 + 129 * 128 + 129 * 10,
+    ("mlp", COLOUR): 3073 * 128 + 129 * 128 + 129 * 10,
+    # convolutions of 5 x 5, then linear layers; 62,006 is the number usually told for CIFAR
+    ("lenet", MNIST): 26 * 6 + (150 + 1) * 16 + 401 * 120 + 121 * 84 + 85 * 10,
+    ("lenet", COLOUR): 62_006,
+    # three convolutions of 3 x 3 with a norm each (2 * 128), then 4 x 4 x 128 features; 320,010 is
+    # the number usually told for CIFAR-10
+    ("convnet", MNIST): 10 * 128 + 2 * (9 * 128 + 1) * 128 + 3 * 256 + 2049 * 10,
+    ("convnet", COLOUR): 320_010,
+    # convolutions of 5, 5, 3, 3 and 3, then 4 x 4 x 192 features
+    **{
+        ("alexnet", shape): (25 * shape[0] + 1) * 128
+        + (25 * 128 + 1) * 192
+        + (9 * 192 + 1) * 256
+        + (9 * 256 + 1) * 192
+        + (9 * 192 + 1) * 192
+        + (16 * 192 + 1) * 10
+        for shape in (MNIST, COLOUR)
+    },
+    # 9,231,114 and 11,173,962 are told by github.com/kuangliu/pytorch-cifar, whose batch norms have
+    # as many parameters
+    ("vgg11", MNIST): vgg11_size(1),
+    ("vgg11", COLOUR): 9_231_114,
+    ("resnet18", MNIST): resnet18_size(1, 1),
+    ("resnet18", COLOUR): 11_173_962,
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_number_of_parameters_is_the_published_one(name: str) -> None:
-    network = build_network(name, (1, 28, 28), 10)
-    assert sum(p.numel() for p in network.module.parameters()) == PUBLISHED_SIZES[name]
+@pytest.mark.parametrize("name, shape", PUBLISHED_SIZES, ids=str)
+def test_number_of_parameters_is_the_published_one(name: str, shape: tuple[int, int, int]) -> None:
+    assert {network for network, _ in PUBLISHED_SIZES} == set(NETWORKS)
+    network = build_network(name, shape, 10)
+    size = sum(p.numel() for p in network.module.parameters())
+    assert size == PUBLISHED_SIZES[name, shape]
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_logits_have_one_column_a_class(
-    name: str, activation: str, shape: tuple[int, int, int]
+def test_sizes_written_as_sums_agree_with_the_numbers_told() -> None:
+    assert vgg11_size(3) == 9_231_114 and resnet18_size(3, 1) == 11_173_962
+
+
+@pytest.mark.parametrize("shape, places", [(MNIST, 9), (COLOUR, 16)], ids=str)
+def test_resnet_that_halves_by_averages_classifies_all_places(
+    shape: tuple[int, int, int], places: int
 ) -> None:
-    network = build_network(name, shape, 7, {"activation": activation})
-    theta = init_theta(network, generator(0), "cpu")
-    logits = network(theta, torch.randn(2, *shape, generator=generator(1)))
-    assert logits.shape == (2, 7) and logits.isfinite().all()
+    """ResNet18_AP of Zhao et al.: 3 x 3 places are left of 28 x 28, 4 x 4 of 32 x 32."""
+    network = build_network("resnet18", shape, 10, {"downsampling": "avg"})
+    size = sum(p.numel() for p in network.module.parameters())
+    assert size == resnet18_size(shape[0], places)
 
 
-def test_convnet_sees_mnist_as_32_by_32() -> None:
-    network = build_network("convnet", (1, 28, 28), 10)
-    theta = init_theta(network, generator(0), "cpu")
-    shapes = {}
-    layers = dict(network.module.named_children())
-    for name, layer in layers.items():
+FEATURE_SHAPES: dict[str, dict[tuple[int, int, int], dict[str, tuple[int, ...]]]] = {
+    "mlp": {MNIST: {"linear0": (128,), "linear1": (128,)}, COLOUR: {"flatten": (3072,)}},
+    "lenet": {
+        MNIST: {"conv0": (6, 28, 28), "pool0": (6, 14, 14), "conv1": (16, 10, 10)},
+        COLOUR: {"conv0": (6, 28, 28), "pool1": (16, 5, 5), "linear0": (120,), "linear1": (84,)},
+    },
+    "convnet": {
+        shape: {"conv0": (128, 32, 32), "pool0": (128, 16, 16), "pool2": (128, 4, 4)}
+        for shape in (MNIST, COLOUR)
+    },
+    "alexnet": {
+        shape: {
+            "conv0": (128, 32, 32),
+            "conv1": (192, 16, 16),
+            "conv2": (256, 8, 8),
+            "conv3": (192, 8, 8),
+            "conv4": (192, 8, 8),
+            "pool4": (192, 4, 4),
+        }
+        for shape in (MNIST, COLOUR)
+    },
+    "vgg11": {
+        shape: {
+            "conv0": (64, 32, 32),
+            "conv1": (128, 16, 16),
+            "conv2": (256, 8, 8),
+            "conv3": (256, 8, 8),
+            "conv5": (512, 4, 4),
+            "conv7": (512, 2, 2),
+            "pool7": (512, 1, 1),
+        }
+        for shape in (MNIST, COLOUR)
+    },
+    "resnet18": {
+        MNIST: {
+            "conv": (64, 28, 28),
+            "block1": (64, 28, 28),
+            "block2": (128, 14, 14),
+            "block5": (256, 7, 7),
+            "block7": (512, 4, 4),
+            "flatten": (512,),
+        },
+        COLOUR: {"conv": (64, 32, 32), "block2": (128, 16, 16), "block7": (512, 4, 4)},
+    },
+}
+"""Of the published networks: (ch, h, w) of what comes out of a layer."""
+
+
+def layer_shapes(network: Network, theta: Theta, images: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the shape of what each layer gives for one image."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    module = copy.deepcopy(network.module)
+    for name, layer in module.named_modules():
         layer.register_forward_hook(
             lambda _, __, output, name=name: shapes.update({name: tuple(output.shape[1:])})
         )
-    network(theta, torch.zeros(1, 1, 28, 28))
-    assert shapes["conv0"] == (128, 32, 32) and shapes["pool2"] == (128, 4, 4)
-    assert [layers[f"norm{block}"].num_groups for block in range(3)] == [128] * 3
+    Network(module)(theta, images)
+    return shapes
+
+
+@pytest.mark.parametrize("shape", [MNIST, COLOUR], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_have_the_published_shapes(name: str, shape: tuple[int, int, int]) -> None:
+    network = build_network(name, shape, 10)
+    shapes = layer_shapes(network, init_theta(network, generator(0), "cpu"), torch.zeros(1, *shape))
+    expected = FEATURE_SHAPES[name][shape]
+    assert {layer: shapes[layer] for layer in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["convnet", "vgg11", "resnet18"])
+def test_norms_are_instance_norms_unless_set(name: str) -> None:
+    """Group norm with one group a channel, as published."""
+    network = build_network(name, COLOUR, 10)
+    norms = [layer for key, layer in network.module.named_modules() if "norm" in key]
+    assert all(isinstance(n, nn.GroupNorm) and n.num_groups == n.num_channels for n in norms)
+    assert len(norms) == {"convnet": 3, "vgg11": 8, "resnet18": 20}[name]
+
+
+VARIANTS: list[tuple[str, dict[str, str]]] = [
+    *((name, {}) for name in NETWORKS),
+    *(("convnet", {"pooling": pooling}) for pooling in POOLINGS),
+    *(("resnet18", {"downsampling": kind}) for kind in DOWNSAMPLINGS),
+    *((name, {"norm": norm}) for name in ("convnet", "alexnet", "vgg11") for norm in NORMS),
+    *(("resnet18", {"norm": norm}) for norm in ("batch", "none")),
+]
+"""Networks and their settings of every kind but the activation."""
+
+
+def variant(
+    name: str, options: dict[str, str], shape: tuple[int, int, int] = MNIST
+) -> tuple[Network, Theta]:
+    """Build a small, smooth network: four channels divide into the groups of `group`."""
+    small = {} if name == "lenet" else {"width": 4}
+    return tiny_network(name, shape, activation="softplus", **small, **options)
+
+
+@pytest.mark.parametrize("name, options", VARIANTS, ids=str)
+def test_stacked_networks_equal_each_by_itself(name: str, options: dict[str, str]) -> None:
+    """`torch.func.vmap` over theta, of the logits and of the gradient."""
+    network, theta = variant(name, options)
+    thetas = [theta, {key: 2 * v for key, v in theta.items()}, {k: -v for k, v in theta.items()}]
+    stacked = {key: torch.stack([theta[key] for theta in thetas]) for key in theta}
+    images, labels = random_images(4, stream="images"), torch.tensor([0, 1, 2, 0])
+
+    def logits_and_gradient(theta: Theta) -> tuple[Tensor, Theta]:
+        return network(theta, images), loss_gradient(theta, network, images, labels)
+
+    together = torch.func.vmap(logits_and_gradient)(stacked)
+    for index, theta in enumerate(thetas):
+        logits, gradient = logits_and_gradient(theta)
+        torch.testing.assert_close(together[0][index], logits, rtol=1e-9, atol=1e-12)
+        for key, value in gradient.items():
+            torch.testing.assert_close(together[1][key][index], value, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name, options", VARIANTS, ids=str)
+def test_gradients_are_differentiable_again(name: str, options: dict[str, str]) -> None:
+    """Twice backward, by images and by parameters, against central differences in float64."""
+    # 32 x 32: where 28 x 28 is padded, a maximum is of equal values, and has a kink there.
+    shape = (1, 32, 32)
+    network, theta = variant(name, options, shape)
+    images = random_images(3, stream="images", image_shape=shape)
+    labels = torch.tensor([0, 1, 2])
+    network = freeze_statistics(network, theta, images)
+    draw = generator(2, "directions")
+    vector = {key: 0.01 * torch.randn(v.shape, generator=draw).double() for key, v in theta.items()}
+
+    def slope(at: Theta, seen: Tensor) -> Tensor:
+        gradient = loss_gradient(at, network, seen, labels)
+        return torch.stack([(gradient[key] * vector[key]).sum() for key in at]).sum()
+
+    along = random_images(3, stream="along", image_shape=shape)
+    by_images = torch.func.grad(slope, argnums=1)(theta, images)
+    expected = central_difference(lambda seen: slope(theta, seen), images, along)
+    assert expected.abs() > 1e-8
+    torch.testing.assert_close((by_images * along).sum(), expected, rtol=1e-4, atol=1e-7)
+
+    by_theta = torch.func.grad(slope)(theta, images)
+    product = torch.stack([(by_theta[key] * vector[key]).sum() for key in theta]).sum()
+    expected = central_difference(
+        lambda step: slope({key: v + step * vector[key] for key, v in theta.items()}, images),
+        torch.zeros((), dtype=torch.float64),
+        torch.ones((), dtype=torch.float64),
+    )
+    torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_is_computed_in_place(name: str) -> None:
+    module = NETWORKS[name](MNIST, 10)
+    assert not any(getattr(layer, "inplace", False) for layer in module.modules())
+
+
+@pytest.mark.parametrize("shape", [MNIST, (3, 28, 28), (1, 32, 32), COLOUR, (3, 64, 64)], ids=str)
+@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_sizes_and_classes(
+    name: str, num_classes: int, shape: tuple[int, int, int]
+) -> None:
+    options = {} if name == "lenet" else {"width": 4}
+    network = build_network(name, shape, num_classes, options)
+    theta = init_theta(network, generator(0), "cpu")
+    logits = network(theta, torch.randn(2, *shape, generator=generator(1)))
+    assert logits.shape == (2, num_classes) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_activations(name: str, activation: str) -> None:
+    """Every one changes the logits, but for the pair that differ below zero only."""
+    network, theta = tiny_network(name, activation=activation)
+    expected = {"leaky_relu": "LeakyReLU", "silu": "SiLU", "relu": "ReLU"}
+    kinds = {
+        type(layer).__name__ for key, layer in network.module.named_modules() if "activation" in key
+    }
+    assert kinds == {expected.get(activation, activation.capitalize())}
+    assert network(theta, random_images(2, stream="images")).isfinite().all()
+
+
+# Batch norm with statistics of real images.
+
+
+def real_and_synthetic() -> tuple[Tensor, Tensor]:
+    """A batch to take the statistics of, and one with other statistics."""
+    return random_images(12, stream="real") * 2 + 0.5, random_images(3, stream="synthetic")
+
+
+def batch_norm_inputs(network: Network, theta: Theta, images: Tensor) -> dict[str, list[Tensor]]:
+    """Return what each batch norm gets and gives."""
+    seen: dict[str, list[Tensor]] = {}
+    watched = Network(copy.deepcopy(network.module), network.statistics)
+    for name, layer in watched.batch_norms.items():
+        layer.register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: [inputs[0], output]})
+        )
+    watched(theta, images)
+    return seen
+
+
+NETWORKS_WITH_NORMS = ["convnet", "alexnet", "vgg11", "resnet18"]
+
+
+@pytest.mark.parametrize("name", NETWORKS_WITH_NORMS)
+def test_frozen_statistics_are_those_of_the_real_batch(name: str) -> None:
+    network, theta = tiny_network(name, norm="batch")
+    real, _ = real_and_synthetic()
+    frozen = freeze_statistics(network, theta, real)
+    seen = batch_norm_inputs(network, theta, real)
+    assert seen.keys() == network.batch_norms.keys() and seen
+    for key, (inputs, _) in seen.items():
+        flat = inputs.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(frozen.statistics[f"{key}.mean"], flat.mean(1))
+        torch.testing.assert_close(frozen.statistics[f"{key}.variance"], flat.var(1, correction=0))
+    torch.testing.assert_close(frozen(theta, real), network(theta, real))
+
+
+@pytest.mark.parametrize("name", NETWORKS_WITH_NORMS)
+def test_frozen_norms_do_not_depend_on_the_synthetic_batch(name: str) -> None:
+    """An image's logits are the same alone and in any company; before freezing they are not."""
+    network, theta = tiny_network(name, norm="batch")
+    real, synthetic = real_and_synthetic()
+    frozen = freeze_statistics(network, theta, real)
+    alone = torch.cat([frozen(theta, image[None]) for image in synthetic])
+    torch.testing.assert_close(frozen(theta, synthetic), alone)
+    assert not torch.allclose(network(theta, synthetic)[:1], network(theta, synthetic[:2])[:1])
+    together = batch_norm_inputs(frozen, theta, synthetic)
+    for key, (_, output) in batch_norm_inputs(frozen, theta, synthetic[:1]).items():
+        torch.testing.assert_close(output, together[key][1][:1])
+
+
+def test_batch_norm_is_that_of_pytorch() -> None:
+    """Training mode before freezing, evaluation mode after it."""
+    network, theta = tiny_network("convnet", norm="batch")
+    real, synthetic = real_and_synthetic()
+    frozen = freeze_statistics(network, theta, real)
+    layer = nn.BatchNorm2d(4).double()
+    inputs, output = batch_norm_inputs(network, theta, real)["norm0"]
+    torch.testing.assert_close(output, F.batch_norm(inputs, None, None, training=True))
+    layer.running_mean = frozen.statistics["norm0.mean"]
+    layer.running_var = frozen.statistics["norm0.variance"]
+    inputs, output = batch_norm_inputs(frozen, theta, synthetic)["norm0"]
+    torch.testing.assert_close(output, layer.eval()(inputs))
+
+
+def test_statistics_are_constants_of_the_gradient() -> None:
+    """And no part of theta: distances, probes and weight decay do not see them."""
+    network, theta = tiny_network("convnet", norm="batch")
+    leaves = {key: value.clone().requires_grad_() for key, value in theta.items()}
+    real, synthetic = real_and_synthetic()
+    frozen = freeze_statistics(network, leaves, real)
+    assert not any(value.requires_grad for value in frozen.statistics.values())
+    assert not frozen.statistics.keys() & theta.keys()
+    loss = classification_loss(leaves, frozen, synthetic, torch.tensor([0, 1, 2]))
+    assert torch.autograd.grad(loss, leaves["conv0.weight"])[0].any()
+    assert freeze_statistics(*tiny_network("lenet"), real).statistics == {}
+
+
+def test_statistics_of_stacked_networks() -> None:
+    network, _ = tiny_network("convnet", norm="batch")
+    thetas = [init_theta(network, generator(0, index), "cpu") for index in range(2)]
+    stacked = {key: torch.stack([theta[key] for theta in thetas]) for key in thetas[0]}
+    real = real_and_synthetic()[0].float()
+    together = torch.func.vmap(lambda theta: batch_statistics(network, theta, real))(stacked)
+    for index, theta in enumerate(thetas):
+        for key, value in batch_statistics(network, theta, real).items():
+            torch.testing.assert_close(together[key][index], value)
 
 
 def test_a_constant_image_leaves_the_first_instance_norm_at_its_bias() -> None:
@@ -95,11 +402,26 @@ def test_parameters_follow_the_stream() -> None:
     "name, options, shape, message",
     [
         ("convnet", {"depth": 6}, (1, 28, 28), r"networks\.convnet\.depth: got 6, too deep"),
-        ("lenet", {}, (1, 8, 8), r"network 'lenet': cannot take images of 8 x 8"),
+        (
+            "lenet",
+            {},
+            (1, 8, 8),
+            r"network 'lenet': got images of 8 x 8, takes 16 x 16 and larg",
+        ),
+        ("alexnet", {}, (3, 7, 9), r"network 'alexnet': got images of 7 x 9, takes 8 x 8 and la"),
+        (
+            "vgg11",
+            {},
+            (3, 16, 16),
+            r"'vgg11': got images of 16 x 16, takes 32 .* and 28 x 28$",
+        ),
+        ("vgg11", {}, (3, 32, 28), r"network 'vgg11': got images of 32 x 28, takes"),
+        ("resnet18", {}, (1, 8, 8), r"network 'resnet18': got images of 8 x 8, takes 16 x 16"),
+        ("convnet", {"norm": "group", "width": 6}, (1, 28, 28), "norm 'group': got 6 channels, ta"),
     ],
 )
-def test_an_image_too_small_is_refused(
-    name: str, options: dict[str, int], shape: tuple[int, int, int], message: str
+def test_what_a_network_cannot_take_is_refused(
+    name: str, options: dict[str, int | str], shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(name, shape, 10, options)

@@ -207,6 +207,8 @@ RERUNS: dict[str, tuple[Any, set[str]]] = {
     "condense.snapshots": ([0], FROM_CONDENSE),
     "evaluate.networks": ([*NETWORKS, "lenet"], {"baseline@lenet", "evaluate@lenet", "render"}),
     "evaluate.epochs": (6, EVALUATE | {"render"}),
+    "evaluate.protocol": ("dsa", EVALUATE | {"render"}),
+    "networks.convnet.norm": ("batch", {"baseline@convnet"} | FROM_CONDENSE),
     "evaluate.convnet.num_networks": (3, {"evaluate@convnet", "render"}),
     "render.real_examples": (5, {"render"}),
 }

@@ -30,8 +30,12 @@ REGISTRIES = {
     "network": ("networks.py", "NETWORKS"),
     "init": ("initialisers.py", "INITIALISERS"),
     "condense.distance": ("distances.py", "DISTANCES"),
-    "networks.convnet.activation": ("networks.py", "ACTIVATIONS"),
+    "networks.convnet.activation": ("layers.py", "ACTIVATIONS"),
+    "networks.convnet.norm": ("normalisation.py", "NORMS"),
+    "networks.convnet.pooling": ("layers.py", "POOLINGS"),
+    "networks.resnet18.downsampling": ("deep_networks.py", "DOWNSAMPLINGS"),
     "evaluate.augmentation": ("augmentation.py", "AUGMENTATIONS"),
+    "evaluate.protocol": ("protocols.py", "PROTOCOLS"),
     "condense.image_schedule": ("training.py", "SCHEDULES"),
 }
 """A setting -> where the names that it takes are registered."""

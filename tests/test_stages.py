@@ -3,12 +3,21 @@
 import dataclasses
 
 import pytest
+import torch
 
+from condensation.image_sets import ImageSet
 from condensation.params import load_params
 from condense import PUBLISHED_LOOPS, loops
 from conftest import ROOT
 from evaluate import list_tasks, spread
 
+IMAGES = ImageSet(
+    torch.zeros(1, 1, 2, 2),
+    torch.zeros(1, dtype=torch.int64),
+    torch.zeros(1),
+    torch.ones(1),
+    ("0",),
+)
 PARAMS = load_params(ROOT / "params.yaml")
 
 
@@ -33,8 +42,12 @@ def test_final_images_are_evaluated_with_the_full_number_and_snapshots_with_fewe
         PARAMS.evaluate.by_network["mlp"], num_networks=3, snapshot_networks=2
     )
     evaluate = dataclasses.replace(PARAMS.evaluate, by_network={"mlp": numbers})
-    tasks = list_tasks(dataclasses.replace(PARAMS, condense=condense, evaluate=evaluate), "mlp")
-    assert sorted(tasks) == [(0, 0), (0, 1), (4, 0), (4, 1), (9, 0), (9, 1), (9, 2)]
+    sets: dict[int, list[ImageSet]] = {iteration: [IMAGES] * 2 for iteration in (0, 4, 9)}
+    tasks = list_tasks(
+        dataclasses.replace(PARAMS, condense=condense, evaluate=evaluate), "mlp", sets
+    )
+    earlier = [(i, k, n) for i in (0, 4) for k in range(2) for n in range(2)]
+    assert tasks == [(9, k, n) for k in range(2) for n in range(3)] + earlier
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:

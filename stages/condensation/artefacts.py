@@ -56,6 +56,20 @@ class SyntheticSet:
         return (self.images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)).clamp(0, 1)
 
 
+def set_path(folder: Path, index: int, iteration: int | None = None) -> Path:
+    """Return where a synthetic set is: the first set in the folder itself, the next in `set-1`, ...
+
+    Args:
+        folder: `data/initial` or `data/condensed`.
+        index: Which of the independent sets, from 0.
+        iteration: Of a snapshot; None for the set itself.
+    """
+    home = folder / f"set-{index}" if index else folder
+    if iteration is None:
+        return home / "synthetic.safetensors"
+    return home / f"snapshots/{iteration:06d}.safetensors"
+
+
 def write_synthetic_set(path: Path, synthetic: SyntheticSet) -> None:
     """Write a synthetic set atomically.
 

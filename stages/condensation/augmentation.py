@@ -8,14 +8,29 @@ Shapes: B = batch, image = (ch, h, w).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condensation.siamese_augmentation import siamese, siamese_without_flip
+
+
+class Augmentation(Protocol):
+    """One draw: a dataclass of tensors, each with one entry for each image."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Apply the draw to images (B, ch, h, w), normalised; differentiable by them."""
+        ...
+
+
+Draw = Callable[[int, tuple[int, int], torch.Generator], Augmentation]
+"""`(num_images, (height, width), generator)` -> a draw."""
+
 
 @dataclass(frozen=True)
-class Augmentation:
+class AffineAugmentation:
     """One draw: an affine change for each image.
 
     Attributes:
@@ -28,9 +43,17 @@ class Augmentation:
     matrices: Tensor
     scaled: Tensor
 
+    def apply(self, images: Tensor) -> Tensor:
+        """Apply the draw to images (B, ch, h, w), normalised; differentiable by them."""
+        scaled = self.scaled.to(images.device)[:, None, None, None]
+        grid = F.affine_grid(self.matrices.to(images), list(images.shape), align_corners=False)
+        # `grid_sample` fills with 0: what is filled with the mean has it taken away and given back.
+        mean = images.mean((0, 2, 3), keepdim=True)
+        others = F.grid_sample(images - mean, grid, mode="bicubic", align_corners=False) + mean
+        return torch.where(
+            scaled, F.grid_sample(images, grid, mode="nearest", align_corners=False), others
+        )
 
-Draw = Callable[[int, tuple[int, int], torch.Generator], Augmentation]
-"""`(num_images, (height, width), generator)` -> a draw."""
 
 CROP_PADDING = 4
 """Pixels added on each side before a crop of the image's own size."""
@@ -42,7 +65,7 @@ ROTATION_RANGE = 45
 
 def crop_scale_rotate(
     num_images: int, size: tuple[int, int], generator: torch.Generator
-) -> Augmentation:
+) -> AffineAugmentation:
     """Exactly one of crop, scale and rotate for each image, as published for MNIST.
 
     Zhao, Mopuri and Bilen, ICLR 2021 (published code): crop pads 4 pixels with the mean; scale
@@ -67,19 +90,17 @@ def crop_scale_rotate(
     rotation[:, 0, 1] = -angle.sin() * height / width
     rotation[:, 1, 0] = angle.sin() * width / height
     matrices = torch.stack([crop, scaling, rotation])[kind, torch.arange(num_images)]
-    return Augmentation(matrices, kind == 1)
+    return AffineAugmentation(matrices, kind == 1)
 
 
 def apply_augmentation(images: Tensor, augmentation: Augmentation) -> Tensor:
     """Apply a draw to images (B, ch, h, w), normalised; differentiable with respect to them."""
-    scaled = augmentation.scaled.to(images.device)[:, None, None, None]
-    grid = F.affine_grid(augmentation.matrices.to(images), list(images.shape), align_corners=False)
-    # `grid_sample` fills with 0: what is filled with the mean has it taken away, then given back.
-    mean = images.mean((0, 2, 3), keepdim=True)
-    others = F.grid_sample(images - mean, grid, mode="bicubic", align_corners=False) + mean
-    return torch.where(
-        scaled, F.grid_sample(images, grid, mode="nearest", align_corners=False), others
-    )
+    return augmentation.apply(images)
 
 
-AUGMENTATIONS: dict[str, Draw | None] = {"none": None, "crop_scale_rotate": crop_scale_rotate}
+AUGMENTATIONS: dict[str, Draw | None] = {
+    "none": None,
+    "crop_scale_rotate": crop_scale_rotate,
+    "dsa": siamese,
+    "dsa_without_flip": siamese_without_flip,
+}

@@ -1,6 +1,6 @@
 """How far a condensation is: what its next image step depends on, and what it has noted so far.
 
-Shapes: C = classes, S = synthetic images a class, image = (ch, h, w).
+Shapes: K = sets, C = classes, S = synthetic images a class, image = (ch, h, w).
 """
 
 from dataclasses import dataclass, field
@@ -13,19 +13,22 @@ from condensation.states import State
 
 
 @dataclass
-class Progress:
+class Condensation:
     """A condensation before an image step. Random numbers are drawn by name, so none are here.
 
     Attributes:
-        images: (C, S, ch, h, w), the synthetic images.
+        images: (K, C, S, ch, h, w), the synthetic images.
         good: Of their shape, as they were before this iteration: known to be finite.
         momentum: Of SGD on the images, of their shape; None before the first step.
         iteration: The one that is worked on, from 1.
         image_step: The next one on this iteration's network, from 0.
-        theta: That network's parameters; empty before the first step on it.
-        total: (C,), the matching losses of this iteration so far.
-        losses: The matching loss of each class, of each iteration that is finished.
-        snapshots: Iteration -> images (C, S, ch, h, w), as they were after it.
+        thetas: The parameters of each set's network; empty before the first step on them.
+        total: (K, C), the matching losses of this iteration so far.
+        losses: The matching loss of each class, the mean of the sets, of each iteration that is
+            finished.
+        curvature: (iteration, Q, natural ratio, cosine) of each iteration with order 2; see
+            `matching.Matched`.
+        snapshots: Iteration -> images (K, C, S, ch, h, w), as they were after it.
         timing: (iteration, seconds from the beginning to then), for each snapshot.
         seconds: Since the beginning, in all runs together.
     """
@@ -35,12 +38,28 @@ class Progress:
     momentum: Tensor | None
     iteration: int
     image_step: int
-    theta: Theta
+    thetas: list[Theta]
     total: Tensor
     losses: list[list[float]] = field(default_factory=list)
+    curvature: list[tuple[float, ...]] = field(default_factory=list)
     snapshots: dict[int, Tensor] = field(default_factory=dict)
     timing: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, images: Tensor) -> "Condensation":
+        """Return the state before the first iteration of these images (K, C, S, ch, h, w)."""
+        return cls(
+            images=images.clone(),
+            good=images.clone(),
+            momentum=None,
+            iteration=1,
+            image_step=0,
+            thetas=[],
+            total=torch.zeros(images.shape[:2], device=images.device),
+            snapshots={0: images.cpu().clone()},
+            timing=[(0, 0.0)],
+        )
 
     def state(self) -> State:
         """Return this as a state to be written."""
@@ -49,35 +68,42 @@ class Progress:
             "good": self.good,
             "total": self.total,
             **({} if self.momentum is None else {"momentum": self.momentum}),
-            **{f"theta/{name}": value for name, value in self.theta.items()},
+            **{
+                f"theta/{k}/{name}": value
+                for k, theta in enumerate(self.thetas)
+                for name, value in theta.items()
+            },
             **{f"snapshots/{iteration}": kept for iteration, kept in self.snapshots.items()},
         }
         record = {
             "iteration": self.iteration,
             "image_step": self.image_step,
             "losses": self.losses,
+            "curvature": self.curvature,
             "timing": self.timing,
             "seconds": self.seconds,
         }
         return State(tensors, record)
 
     @classmethod
-    def of(cls, state: State, device: torch.device) -> "Progress":
+    def of(cls, state: State, device: torch.device) -> "Condensation":
         """Return what `state` was made of, the tensors on a device and the snapshots on the CPU."""
         tensors, record = state.tensors, state.record
+        thetas: dict[str, Theta] = {}
+        for key, value in tensors.items():
+            if key.startswith("theta/"):
+                _, k, name = key.split("/", 2)
+                thetas.setdefault(k, {})[name] = value.to(device)
         return cls(
             images=tensors["images"].to(device),
             good=tensors["good"].to(device),
             momentum=tensors["momentum"].to(device) if "momentum" in tensors else None,
             iteration=record["iteration"],
             image_step=record["image_step"],
-            theta={
-                name.removeprefix("theta/"): value.to(device)
-                for name, value in tensors.items()
-                if name.startswith("theta/")
-            },
+            thetas=list(thetas.values()),
             total=tensors["total"].to(device),
             losses=record["losses"],
+            curvature=[tuple(row) for row in record["curvature"]],
             snapshots={
                 int(name.removeprefix("snapshots/")): value
                 for name, value in tensors.items()

@@ -4,6 +4,7 @@ Shapes: N = number of images, C = classes, R = images drawn per class, image = (
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from condensation.files import write_array, write_json
+from condensation.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ class Dataset:
         return self.images[self.labels == class_index]
 
 
-def sample_class(images: Tensor, num_images: int, name: str, generator: torch.Generator) -> Tensor:
+def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Generator) -> Tensor:
     """Draw `num_images` of one class's images, without repeats: (num_images, ch, h, w).
 
     Args:
         images: (n, ch, h, w), all images of the class.
         num_images: How many to draw.
         name: The class's name, for the message.
-        generator: The stream to draw from.
+        stream: Where to draw from.
 
     Raises:
         ValueError: The class has fewer images than that.
@@ -69,8 +71,37 @@ def sample_class(images: Tensor, num_images: int, name: str, generator: torch.Ge
         raise ValueError(
             f"class '{name}': has {len(images)} images, fewer than the {num_images} asked for"
         )
-    chosen = torch.randperm(len(images), generator=generator)[:num_images]
+    chosen = torch.randperm(len(images), generator=stream)[:num_images]
     return images[chosen.to(images.device)]
+
+
+def sample_by_class(
+    by_class: Sequence[Tensor],
+    num_per_class: int,
+    class_names: Sequence[str],
+    seed: int,
+    *stream: str | int,
+) -> Tensor:
+    """Draw images of every class, without repeats: (C, num_per_class, ch, h, w) uint8.
+
+    Each class has a stream of its own, `(seed, *stream, class index)`, so that classes can be
+    drawn apart.
+
+    Args:
+        by_class: All images of each class, (n, ch, h, w).
+        num_per_class: How many to draw of each.
+        class_names: One for each class, for the message.
+        seed: The seed of the run.
+        *stream: The name of the draw.
+
+    Raises:
+        ValueError: A class has fewer images than that.
+    """
+    drawn = [
+        sample_class(images, num_per_class, name, generator(seed, *stream, c))
+        for c, (images, name) in enumerate(zip(by_class, class_names, strict=True))
+    ]
+    return torch.stack(drawn)
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from condensation import winograd
-from condensation.pooling import AveragePool
+from condensation.layers import AveragePool
 
 FEWEST_TILES = 32
 """Tiles in a batch from which Winograd's convolution is faster than the direct one: it transforms

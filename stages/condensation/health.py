@@ -1,6 +1,6 @@
 """Whether a condensation is going well: what stops it, and what is warned of once.
 
-Shapes: C = classes, S = synthetic images a class, image = (ch, h, w).
+Shapes: K = sets, C = classes, S = synthetic images a class, image = (ch, h, w).
 """
 
 import torch
@@ -16,13 +16,13 @@ def not_finite(loss: Tensor, images: Tensor, class_names: tuple[str, ...]) -> st
     """Say what is not a number any more: the matching loss or the images; None if all is well.
 
     Args:
-        loss: (C,), the matching loss of each class.
-        images: (C, S, ch, h, w), the synthetic images after the step.
+        loss: (K, C), the matching loss of each class.
+        images: (K, C, S, ch, h, w), the synthetic images after the step.
         class_names: One for each class.
     """
     for what, finite in (
-        ("matching loss is", loss.isfinite()),
-        ("synthetic images are", images.isfinite().flatten(1).all(1)),
+        ("matching loss is", loss.isfinite().all(0)),
+        ("synthetic images are", images.isfinite().flatten(2).all(2).all(0)),
     ):
         if not finite.all():
             return f"the {what} not finite (classes: {_names(~finite, class_names)})"
@@ -49,12 +49,12 @@ class Watch:
 
         Args:
             iteration: For the text.
-            loss: (C,), the matching loss of each class.
-            gradient: (C, S, ch, h, w), its derivative with respect to the images.
-            images: (C, S, ch, h, w).
+            loss: (K, C), the matching loss of each class.
+            gradient: (K, C, S, ch, h, w), its derivative with respect to the images.
+            images: (K, C, S, ch, h, w).
         """
         warnings = []
-        total = float(loss.sum())
+        total = float(loss.mean(0).sum())
         if self._first is None:
             self._first = total
         if not self._exploded and total > EXPLODED * self._first > 0:
@@ -63,11 +63,11 @@ class Watch:
                 f"the matching loss of iteration {iteration} is {total:.4g}, {self._first:.4g} at "
                 "first; look at condense.image_learning_rate and condense.image_momentum"
             )
-        without = ~gradient.flatten(1).any(1).cpu() & ~self._without_gradient
+        without = ~gradient.flatten(2).any(2).all(0).cpu() & ~self._without_gradient
         if without.any():
             self._without_gradient |= without
-            pixels = images.detach().flatten(3).cpu()
-            constant = (pixels.amax(-1) == pixels.amin(-1)).flatten(1).all(1)
+            pixels = images.detach().flatten(4).cpu()
+            constant = (pixels.amax(-1) == pixels.amin(-1)).flatten(2).all(2).any(0)
             for found, reason in (
                 (without & constant, "its images are constant, which normalisation makes 0"),
                 (without & ~constant, "the network does not respond to its images (activation?)"),

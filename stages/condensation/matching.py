@@ -57,14 +57,16 @@ class Matched(NamedTuple):
 
     Attributes:
         gradient: (K, C, S, ch, h, w), of the sum of the losses.
-        loss: (K, C), D; with order 2 and the relative weight there is no one sum to report.
+        loss: (K, C), D, so that it can be compared between the orders.
         curvature: (K, C), Q, not weighted; 0 with order 1.
-        cosine: (K, C), between the image gradients of D and Q; 0 with order 1.
+        ratio: (K, C), |dQ/dS_c| / |dD/dS_c|, of the image gradients before weighting; likewise.
+        cosine: (K, C), between these two image gradients; likewise.
     """
 
     gradient: Tensor
     loss: Tensor
     curvature: Tensor
+    ratio: Tensor
     cosine: Tensor
 
 
@@ -114,7 +116,7 @@ def match_class(
     zero = torch.zeros_like(loss).detach()
     if curvature is None:
         (of_distance,) = torch.autograd.grad(loss, images)
-        return Matched(of_distance, loss.detach(), zero, zero)
+        return Matched(of_distance, loss.detach(), zero, zero, zero)
 
     probes = probes or [target]
     part = slice(curvature.real_per_class)
@@ -128,11 +130,11 @@ def match_class(
     term = curvature.form.term(side, distance, constants)
     (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
     (of_term,) = torch.autograd.grad(term, images)
-    combined, cosine = weigh(of_distance, of_term, curvature.weight)
-    return Matched(combined, loss.detach(), term.detach(), cosine)
+    combined, ratio, cosine = weigh(of_distance, of_term, curvature.weight)
+    return Matched(combined, loss.detach(), term.detach(), ratio, cosine)
 
 
-def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """Add the image gradient of Q to that of D, `weight` times as long.
 
     Args:
@@ -141,12 +143,12 @@ def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, 
         weight: Relative.
 
     Returns:
-        The sum, and the cosine between the two, ().
+        The sum, (S, ch, h, w); |dQ/dS_c| / |dD/dS_c| and the cosine between the two, ().
     """
     lengths = of_distance.norm(), of_term.norm()
     combined = of_distance + of_term * (weight * lengths[0] / lengths[1].clamp_min(_TINY))
     cosine = (of_distance * of_term).sum() / (lengths[0] * lengths[1]).clamp_min(_TINY)
-    return combined, cosine
+    return combined, lengths[1] / lengths[0].clamp_min(_TINY), cosine
 
 
 MatchingStep = Callable[[Tensor, Tensor, Sequence[Theta], Sequence[Sequence[Theta]]], Matched]
@@ -154,9 +156,15 @@ MatchingStep = Callable[[Tensor, Tensor, Sequence[Theta], Sequence[Sequence[Thet
 
 
 def make_matching_step(
-    network: Network, distance: Distance, curvature: Curvature | None
+    networks: Sequence[Network], distance: Distance, curvature: Curvature | None
 ) -> MatchingStep:
-    """Return the function that matches all classes of all sets, side by side."""
+    """Return the function that matches all classes of all sets, side by side.
+
+    Args:
+        networks: That of each set: one and the same but for frozen statistics.
+        distance: D.
+        curvature: Q and its weight; None is order 1.
+    """
 
     def step(
         synthetic: Tensor,
@@ -169,7 +177,14 @@ def make_matching_step(
         def one(index: tuple[int, int]) -> Matched:
             k, c = index
             return match_class(
-                thetas[k], network, synthetic[k, c], real[k, c], c, distance, curvature, probes[k]
+                thetas[k],
+                networks[k],
+                synthetic[k, c],
+                real[k, c],
+                c,
+                distance,
+                curvature,
+                probes[k],
             )
 
         indices = [(k, c) for k in range(num_sets) for c in range(num_classes)]

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from condensation.deep_networks import alexnet, resnet18, vgg11
 from condensation.fused import FusedSequential
-from condensation.pooling import AveragePool
+from condensation.layers import ACTIVATIONS, POOLINGS, mnist_border, require_size
+from condensation.normalisation import NORMS, BatchNorm, channel_statistics
 
 Theta = dict[str, Tensor]
 """The parameters of a network, by name."""
@@ -24,23 +26,27 @@ Theta = dict[str, Tensor]
 NetworkFunction = Callable[[Theta, Tensor], Tensor]
 """`(theta, images (B, ch, h, w)) -> logits (B, C)`."""
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-}
-
 
 class Network:
-    """A module without weights, as a function `(theta, images) -> logits`."""
+    """A module without weights, as a function `(theta, images) -> logits`.
 
-    def __init__(self, module: nn.Module) -> None:
-        """Wrap a module; its own parameters give names and shapes only."""
+    With batch norm the logits of an image depend on the others of its batch, until `frozen` gives
+    the function in which the statistics are constants.
+    """
+
+    def __init__(self, module: nn.Module, statistics: Theta | None = None) -> None:
+        """Wrap a module; its own parameters give names and shapes only.
+
+        Args:
+            module: The architecture.
+            statistics: What its batch norms use, as `batch_statistics` returns it; they have to be
+                frozen then.
+        """
         self.module = module
         self.fused = module
         if type(module) is nn.Sequential:
             self.fused = FusedSequential(OrderedDict(module.named_children()))
+        self.statistics = statistics or {}
         self._of_thread = threading.local()
 
     def __call__(self, theta: Theta, images: Tensor) -> Tensor:
@@ -55,9 +61,58 @@ class Network:
         # `functional_call` puts theta into the module while it runs, so each thread needs its own.
         if not hasattr(self._of_thread, kind):
             setattr(self._of_thread, kind, copy.deepcopy(getattr(self, kind)))
-        module = getattr(self._of_thread, kind)
-        logits: Tensor = torch.func.functional_call(module, theta, (images,))
+        logits: Tensor = torch.func.functional_call(
+            getattr(self._of_thread, kind), {**theta, **self.statistics}, (images,)
+        )
         return logits
+
+    @property
+    def batch_norms(self) -> dict[str, BatchNorm]:
+        """Its batch norms, by name."""
+        layers = self.module.named_modules()
+        return {name: layer for name, layer in layers if isinstance(layer, BatchNorm)}
+
+    def frozen(self, statistics: Theta) -> "Network":
+        """Return the same network with constants for the statistics of its batch norms."""
+        network = Network(copy.deepcopy(self.module), statistics)
+        for layer in network.batch_norms.values():
+            layer.frozen = True
+        return network
+
+
+def batch_statistics(network: Network, theta: Theta, images: Tensor) -> Theta:
+    """Return the mean and the variance (ch,) that each batch norm sees, as constants.
+
+    The images (B, ch, h, w) go through the network once, each batch norm normalising by what it
+    sees; with these statistics the frozen network gives the same logits for the same images.
+    A function of theta: it goes through `torch.func.vmap`.
+    """
+    watched = Network(copy.deepcopy(network.module))
+    statistics: Theta = {}
+
+    def record(name: str, inputs: tuple[Tensor]) -> None:
+        mean, variance = channel_statistics(inputs[0])
+        statistics[f"{name}.mean"] = mean.detach()
+        statistics[f"{name}.variance"] = variance.detach()
+
+    for name, layer in watched.batch_norms.items():
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs))
+    torch.func.functional_call(watched.module, theta, (images,))
+    return statistics
+
+
+def freeze_statistics(network: Network, theta: Theta, images: Tensor) -> Network:
+    """Return the network with the statistics of these images; without batch norm, itself.
+
+    For condensing, the images are real ones of all classes: one class's synthetic images are too
+    few and too alike to be normalised by themselves. Zhao et al. (ICLR 2021) freeze running
+    averages of 16 real images a class, which after one batch are a tenth of the way to its
+    statistics; here they are those of the batch. For scoring, they are the training images.
+    """
+    if not network.batch_norms:
+        return network
+    with torch.no_grad():
+        return network.frozen(batch_statistics(network, theta, images))
 
 
 def build_network(
@@ -93,7 +148,7 @@ def init_theta(network: Network, generator: torch.Generator, device: torch.devic
     for prefix, layer in network.module.named_modules():
         for kind, parameter in layer.named_parameters(recurse=False):
             name = f"{prefix}.{kind}" if prefix else kind
-            if isinstance(layer, nn.GroupNorm):
+            if isinstance(layer, nn.GroupNorm | nn.LayerNorm | BatchNorm):
                 theta[name] = torch.full(parameter.shape, 1.0 if kind == "weight" else 0.0)
             else:
                 assert isinstance(layer, nn.Conv2d | nn.Linear), f"no initialisation for {layer}"
@@ -110,38 +165,45 @@ def convnet(
     *,
     width: int = 128,
     depth: int = 3,
+    norm: str = "instance",
     activation: str = "relu",
+    pooling: str = "avg",
 ) -> nn.Module:
     """ConvNet of Gidaris and Komodakis (CVPR 2018), as in Zhao et al. (ICLR 2021).
 
-    `depth` blocks of a 3 x 3 convolution with `width` filters, instance norm (group norm with one
-    group a filter), activation and 2 x 2 average pooling, then a linear classifier. Images of
-    28 x 28 are padded to 32 x 32 by the first convolution.
+    `depth` blocks of a 3 x 3 convolution with `width` filters, norm, activation and 2 x 2 pooling,
+    then a linear classifier. The published one has instance norm (group norm with one group a
+    filter) and average pooling. Images of 28 x 28 are padded to 32 x 32 by the first convolution.
 
     Raises:
         ValueError: The image is too small for so many blocks.
     """
+    border = mnist_border(image_shape)
     channels, height, width_px = image_shape
-    border = 2 if height == width_px == 28 else 0
-    deepest = int(math.log2(min(height, width_px) + 2 * border))
-    if depth > deepest:
+    shape = (channels, height + 2 * border, width_px + 2 * border)
+    deepest = int(math.log2(min(shape[1:])))
+    if depth > deepest and pooling != "none":
         raise ValueError(
             f"networks.convnet.depth: got {depth}, too deep for images of {height} x {width_px}: "
             f"each block halves them; takes at most {deepest}"
         )
+
+    def block(index: int, shape: tuple[int, int, int]) -> dict[str, nn.Module]:
+        padding = 1 if index else 1 + border
+        return {
+            f"conv{index}": nn.Conv2d(shape[0], width, 3, padding=padding),
+            f"norm{index}": NORMS[norm]((width, *shape[1:])),
+            f"activation{index}": ACTIVATIONS[activation](),
+            f"pool{index}": POOLINGS[pooling](),
+        }
+
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for block in range(depth):
-        inputs = width if block else channels
-        padding = 1 if block else 1 + border
-        layers[f"conv{block}"] = nn.Conv2d(inputs, width, 3, padding=padding)
-        layers[f"norm{block}"] = nn.GroupNorm(width, width)
-        layers[f"activation{block}"] = ACTIVATIONS[activation]()
-        layers[f"pool{block}"] = AveragePool()
-    features = width
-    for size in (height, width_px):
-        features *= (size + 2 * border) // 2**depth
+    for index in range(depth):
+        layers |= block(index, shape)
+        factor = 1 if pooling == "none" else 2
+        shape = (width, shape[1] // factor, shape[2] // factor)
     layers["flatten"] = nn.Flatten()
-    layers["classifier"] = nn.Linear(features, num_classes)
+    layers["classifier"] = nn.Linear(math.prod(shape), num_classes)
     return nn.Sequential(layers)
 
 
@@ -156,15 +218,13 @@ def lenet(
     Raises:
         ValueError: The image is too small.
     """
-    channels, height, width = image_shape
-    border = 2 if height == width == 28 else 0
-    sides = [((size + 2 * border - 4) // 2 - 4) // 2 for size in (height, width)]
-    if min(sides) < 1:
-        raise ValueError(f"network 'lenet': cannot take images of {height} x {width}")
+    require_size("lenet", image_shape, 16)
+    border = mnist_border(image_shape)
+    sides = [((side + 2 * border - 4) // 2 - 4) // 2 for side in image_shape[1:]]
     act = ACTIVATIONS[activation]
     return nn.Sequential(
         OrderedDict[str, nn.Module](
-            conv0=nn.Conv2d(channels, 6, 5, padding=border),
+            conv0=nn.Conv2d(image_shape[0], 6, 5, padding=border),
             activation0=act(),
             pool0=nn.MaxPool2d(2),
             conv1=nn.Conv2d(6, 16, 5),
@@ -205,4 +265,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     "lenet": lenet,
     "mlp": mlp,
+    "alexnet": alexnet,
+    "vgg11": vgg11,
+    "resnet18": resnet18,
 }

@@ -21,6 +21,13 @@ import yaml
 Options = Mapping[str, int | float | str]
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _HERE = Path(__file__).parent
+_OPTION_NAMES = {
+    "activation": ("layers.py", "ACTIVATIONS"),
+    "downsampling": ("deep_networks.py", "DOWNSAMPLINGS"),
+    "norm": ("normalisation.py", "NORMS"),
+    "pooling": ("layers.py", "POOLINGS"),
+}
+"""An option of a network that is a name -> where its names are registered."""
 
 
 def _at_least(minimum: float) -> Any:
@@ -42,6 +49,11 @@ def _choice(*names: str | int) -> Any:
 def _registered(file: str, registry: str) -> Any:
     """A name from a registry: the UPPER-CASE dict at the bottom of a file."""
     return field(metadata={"registry": (file, registry)})
+
+
+def _or_auto(limits: Any) -> Any:
+    """A value within limits, or `auto`, which is None."""
+    return field(metadata={**limits.metadata, "auto": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +89,12 @@ class Baseline:
 class Curvature:
     """The second-order term of the matching loss."""
 
-    form: str = _registered("matching.py", "CURVATURE_TERMS")
+    form: str = _registered("curvature.py", "CURVATURE_FORMS")
     weight: float = _at_least(0)
+    probes: str = _choice("rademacher", "gradient")
     num_probes: int = _at_least(1)
+    real_per_class: int | None = _or_auto(_at_least(1))
+    every: int = _at_least(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +102,8 @@ class Condense:
     """Settings of the stage `condense`."""
 
     iterations: int = _at_least(1)
-    outer: int | None = field(metadata={"minimum": 1, "auto": True})
-    inner: int | None = field(metadata={"minimum": 0, "auto": True})
+    outer: int | None = _or_auto(_at_least(1))
+    inner: int | None = _or_auto(_at_least(0))
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
     image_learning_rate: float = _above(0)
@@ -116,12 +131,13 @@ class Evaluate:
     networks: tuple[str, ...] = _registered("networks.py", "NETWORKS")
     images: str
     images_scale: str = _choice("auto", "normalised", "pixels")
-    epochs: int = _at_least(1)
-    batch_size: int = _at_least(1)
-    learning_rate: float = _above(0)
-    momentum: float = _between(0, 1)
-    weight_decay: float = _at_least(0)
-    augmentation: str = _registered("augmentation.py", "AUGMENTATIONS")
+    protocol: str = _registered("protocols.py", "PROTOCOLS")
+    epochs: int | None = _or_auto(_at_least(1))
+    batch_size: int | None = _or_auto(_at_least(1))
+    learning_rate: float | None = _or_auto(_above(0))
+    momentum: float | None = _or_auto(_between(0, 1))
+    weight_decay: float | None = _or_auto(_at_least(0))
+    augmentation: str | None = _or_auto(_registered("augmentation.py", "AUGMENTATIONS"))
     by_network: Mapping[str, EvaluateNetwork] = field(metadata={"rest": EvaluateNetwork})
 
 
@@ -140,6 +156,7 @@ class Params:
     seed: int = _at_least(0)
     dataset: str = _registered("raw_data.py", "DATASETS")
     ipc: int = _at_least(1)
+    sets: int = _at_least(1)
     network: str = _registered("networks.py", "NETWORKS")
     init: str = _registered("initialisers.py", "INITIALISERS")
     order: int = _choice(1, 2)
@@ -232,12 +249,15 @@ def _registry(file: str, registry: str) -> dict[str, str]:
 
 
 def _options(file: str, function: str) -> dict[str, type]:
-    # Keyword-only arguments of a registered function and their types, from the source.
+    # Keyword-only arguments of a registered function and their types, from the source: of the
+    # registry's own file, or of the one that it imports the function from.
     known = {"int": int, "float": float, "str": str, "bool": bool}
     for node in ast.parse((_HERE / file).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             arguments = node.args.kwonlyargs
             return {a.arg: known[ast.unparse(a.annotation)] for a in arguments if a.annotation}
+        if isinstance(node, ast.ImportFrom) and function in [alias.name for alias in node.names]:
+            return _options(f"{str(node.module).rpartition('.')[2]}.py", function)
     raise AssertionError(f"no function {function} in {file}")
 
 
@@ -317,8 +337,9 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
     names = metadata.get("choices") or ()
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
+    auto = " | auto" if metadata.get("auto") else ""
     if names:
-        return " | ".join(str(name) for name in names)
+        return " | ".join(str(name) for name in names) + auto
     text = _TYPE_NAMES[hint]
     if "minimum" in metadata:
         text += f" from {metadata['minimum']}"
@@ -326,7 +347,7 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
         text += f" above {metadata['above']}"
     if "below" in metadata:
         text += f" below {metadata['below']}"
-    return text + (" | auto" if metadata.get("auto") else "")
+    return text + auto
 
 
 def _network_options(value: Any, key: str, file: str, registry: str) -> Mapping[str, Options]:
@@ -344,7 +365,7 @@ def _network_options(value: Any, key: str, file: str, registry: str) -> Mapping[
             if option not in takes:
                 raise _unknown(f"{key}.{name}.", option, list(takes))
             metadata: dict[str, Any] = {"minimum": 1} if takes[option] is int else {}
-            if option == "activation":
-                metadata["registry"] = (file, "ACTIVATIONS")
+            if takes[option] is str:
+                metadata["registry"] = _OPTION_NAMES[option]
             _value(takes[option], given, f"{key}.{name}.{option}", metadata)
     return value

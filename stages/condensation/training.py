@@ -140,9 +140,7 @@ def _restore(
 def predict(theta: Theta, network: Network, images: Tensor) -> Tensor:
     """Return the class (N,) that the network gives each of the images (N, ch, h, w)."""
     block = ACCURACY_BLOCK.get(images.device.type, 1000)
-    return torch.cat(
-        [network.first_order(theta, part).argmax(1) for part in images.split(block)]
-    )
+    return torch.cat([network.first_order(theta, part).argmax(1) for part in images.split(block)])
 
 
 def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> float:

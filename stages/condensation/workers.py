@@ -18,14 +18,16 @@ def parallel_map(
     Networks and classes are independent, and small operators scale badly over threads: two pieces
     at once, each on one thread, finish sooner than one after the other on two threads. As every
     piece is computed by one thread, the result does not depend on how many workers there are
-    (`torch.get_num_threads()`). An accelerator is kept busy by one piece at a time.
+    (`torch.get_num_threads()`). One piece alone has all threads. An accelerator is kept busy by one
+    piece at a time.
 
     Args:
         function: The work; it must not depend on global state.
         items: What to work on, one piece each.
         device: Where the tensors are.
     """
-    if device.type != "cpu":
+    items = list(items)
+    if device.type != "cpu" or len(items) < 2:
         return [function(item) for item in items]
     executor = ThreadPoolExecutor(
         torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
