@@ -375,6 +375,49 @@ def test_another_seed_gives_other_images_and_other_networks(
     assert [name for name in other if other[name] == expected[name]] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network, options",
+    [
+        ("convnet", {"norm": "batch"}),
+        ("alexnet", {"width": 2, "norm": "batch"}),
+        ("vgg11", {"width": 2, "norm": "batch"}),
+        ("resnet18", {"width": 2, "norm": "batch", "downsampling": "avg"}),
+        ("resnet18", {"width": 2}),
+        ("lenet", {}),
+    ],
+    ids=str,
+)
+def test_every_network_condenses_and_is_evaluated(
+    finished: Repository, tmp_path: Path, network: str, options: dict[str, Any]
+) -> None:
+    """With statistics of real images frozen where it has batch norm."""
+    run = Repository(tmp_path, finished.environment)
+    (tmp_path / "data").mkdir()
+    for linked in ("stages", "data/prepared", "data/initial"):
+        (tmp_path / linked).symlink_to(finished.folder / linked)
+    shutil.copy(finished.folder / "params.yaml", tmp_path)
+    run.edit(
+        **{
+            "network": network,
+            "evaluate.networks": [network],
+            f"evaluate.{network}": {"num_networks": 2, "snapshot_networks": 0},
+            f"baseline.{network}": {"num_networks": 1, "epochs": 1, "learning_rate": 0.02},
+            **{f"networks.{network}.{key}": value for key, value in options.items()},
+        }
+    )
+    run.run("python", "stages/condense.py")
+    for stage in ("baseline", "evaluate"):
+        run.run("python", f"stages/{stage}.py", "--network", network)
+    record = json.loads((tmp_path / f"results/evaluate/{network}/metrics.json").read_text())
+    assert {"n": 2, "sets": 1, "protocol": "custom"}.items() <= record[network].items()
+    before, after = (
+        read_synthetic_set(tmp_path / f"data/{name}/synthetic.safetensors").images
+        for name in ("initial", "condensed")
+    )
+    assert not torch.equal(before, after) and after.isfinite().all()
+
+
 def test_the_python_of_the_readme_runs(finished: Repository) -> None:
     """From the top folder, after the pipeline."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
