@@ -4,6 +4,7 @@ It is run once for the whole file; a test that changes the repository puts it ba
 """
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import torch
 import yaml
 
 from condensation.artefacts import read_synthetic_set
+from condensation.datasets import load_training, write_prepared
 from conftest import ROOT
 
 NETWORKS = ("convnet", "mlp")
@@ -373,6 +375,52 @@ def test_another_seed_gives_other_images_and_other_networks(
     expected = finished.files(*other)
     assert len(other) == 3 + 3
     assert [name for name in other if other[name] == expected[name]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network, options",
+    [
+        ("convnet", {"norm": "batch"}),
+        ("alexnet", {"width": 2, "norm": "batch"}),
+        ("vgg11", {"width": 2, "norm": "batch"}),
+        ("resnet18", {"width": 2, "norm": "batch", "downsampling": "avg"}),
+        ("resnet18", {"width": 2}),
+        ("lenet", {}),
+    ],
+    ids=str,
+)
+def test_every_network_condenses_and_is_evaluated(
+    finished: Repository, tmp_path: Path, network: str, options: dict[str, Any]
+) -> None:
+    """With statistics of real images frozen where it has batch norm; few images, for the time."""
+    run = Repository(tmp_path, {**finished.environment, "OMP_NUM_THREADS": "1"})
+    (tmp_path / "data").mkdir()
+    for linked in ("stages", "data/initial"):
+        (tmp_path / linked).symlink_to(finished.folder / linked)
+    real = load_training(finished.folder / "data/prepared", "test")
+    few = dataclasses.replace(real, images=real.images[:400], labels=real.labels[:400])
+    write_prepared(tmp_path / "data/prepared", few, few, torch.arange(10))
+    shutil.copy(finished.folder / "params.yaml", tmp_path)
+    run.edit(
+        **{
+            "network": network,
+            "evaluate.networks": [network],
+            f"evaluate.{network}": {"num_networks": 2, "snapshot_networks": 0},
+            f"baseline.{network}": {"num_networks": 1, "epochs": 1, "learning_rate": 0.02},
+            **{f"networks.{network}.{key}": value for key, value in options.items()},
+        }
+    )
+    run.run("python", "stages/condense.py")
+    for stage in ("baseline", "evaluate"):
+        run.run("python", f"stages/{stage}.py", "--network", network)
+    record = json.loads((tmp_path / f"results/evaluate/{network}/metrics.json").read_text())
+    assert {"n": 2, "sets": 1, "protocol": "custom"}.items() <= record[network].items()
+    before, after = (
+        read_synthetic_set(tmp_path / f"data/{name}/synthetic.safetensors").images
+        for name in ("initial", "condensed")
+    )
+    assert not torch.equal(before, after) and after.isfinite().all()
 
 
 def test_the_python_of_the_readme_runs(finished: Repository) -> None:
