@@ -18,6 +18,7 @@ from tqdm import tqdm
 from condensation.allocator import keep_freed_memory
 from condensation.artefacts import (
     SyntheticSet,
+    check_fit,
     encode_synthetic_set,
     read_synthetic_set,
     write_synthetic_set,
@@ -37,6 +38,7 @@ from condensation.randomness import generator, set_determinism
 from condensation.states import State
 from condensation.training import SCHEDULES, train
 
+INITIAL = Path("data/initial/synthetic.safetensors")
 OUTPUT = Path("data/condensed/synthetic.safetensors")
 RESULTS = Path("results/condense")
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -129,7 +131,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
                 f"condense.real_per_class: got {settings.real_per_class}, takes at most the "
                 f"{len(members)} real images of class '{name}'"
             )
-    initial = read_synthetic_set(Path("data/initial/synthetic.safetensors"))
+    initial = read_synthetic_set(INITIAL)
+    check_fit(INITIAL, initial, dataset.image_shape, dataset.class_names)
     network = build_network(
         params.network,
         dataset.image_shape,

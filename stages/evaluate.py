@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
-from condensation.artefacts import read_synthetic_set
+from condensation.artefacts import check_fit, read_synthetic_set
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
 from condensation.datasets import load_scoring
@@ -143,10 +143,11 @@ def score(
     real = load_scoring(Path("data/prepared"), params.split)
     real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
-    sets = {
-        iteration: read_synthetic_set(Path(f"data/condensed/snapshots/{iteration:06d}.safetensors"))
-        for iteration, _ in tasks
-    }
+    sets = {}
+    for iteration in {iteration for iteration, _ in tasks}:
+        path = Path(f"data/condensed/snapshots/{iteration:06d}.safetensors")
+        sets[iteration] = read_synthetic_set(path)
+        check_fit(path, sets[iteration], real.image_shape, real.class_names)
     bar = tqdm(
         total=len(tasks) * settings.epochs, desc=f"evaluate {name}", unit="epoch", disable=None
     )

@@ -10,12 +10,18 @@ from condensation.randomness import generator
 
 
 def main() -> None:
-    """Run the stage."""
+    """Run the stage.
+
+    Raises:
+        ValueError: There are not images enough for the initial set.
+    """
     params = load_params(Path("params.yaml"))
     dataset = load_training(Path("data/prepared"), params.split)
-    images = INITIALISERS[params.init](
-        dataset, params.ipc, generator(params.seed, "initialize", params.init)
-    )
+    stream = generator(params.seed, "initialize", params.init)
+    try:
+        images = INITIALISERS[params.init](dataset, params.ipc, stream)
+    except ValueError as error:
+        raise ValueError(f"ipc: got {params.ipc}, with init {params.init}: {error}") from None
     metadata = {"init": params.init, "seed": str(params.seed), "split": params.split}
     synthetic = SyntheticSet(images, dataset.mean, dataset.std, dataset.class_names, metadata)
     write_synthetic_set(Path("data/initial/synthetic.safetensors"), synthetic)
