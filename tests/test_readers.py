@@ -1,6 +1,6 @@
 """Mutated files: each is read as a valid one or refused with one line.
 
-Nothing is allocated for what a file only announces. The long form, 10,000 inputs for each reader, is
+Nothing is allocated for what a file only announces. The long form, 10,000 inputs a reader, is
 marked slow.
 """
 

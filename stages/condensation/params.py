@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -264,6 +265,7 @@ _Loader.add_implicit_resolver(
 )
 
 
+@cache
 def _registry(file: str, registry: str) -> dict[str, str]:
     # Name -> name of the function or class, from the dict literal in the source.
     for node in ast.parse((_HERE / file).read_text()).body:
@@ -277,6 +279,7 @@ def _registry(file: str, registry: str) -> dict[str, str]:
     raise AssertionError(f"no registry {registry} in {file}")
 
 
+@cache
 def _options(file: str, function: str) -> dict[str, type]:
     # Keyword-only arguments of a registered function and their types, from the source.
     known = {"int": int, "float": float, "str": str, "bool": bool}
