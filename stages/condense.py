@@ -18,6 +18,7 @@ from tqdm import tqdm
 from condensation.allocator import keep_freed_memory
 from condensation.artefacts import (
     SyntheticSet,
+    check_fit,
     encode_synthetic_set,
     read_synthetic_set,
     set_path,
@@ -122,7 +123,11 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
     seeds = range(params.seed, params.seed + params.sets)
-    initial = [read_synthetic_set(set_path(Path("data/initial"), k)) for k in range(params.sets)]
+    initial = []
+    for k in range(params.sets):
+        path = set_path(Path("data/initial"), k)
+        initial.append(read_synthetic_set(path))
+        check_fit(path, initial[k], dataset.image_shape, names)
     labels = initial[0].labels.flatten().to(device)
     match = make_match(params)
     outer, inner = loops(params)

@@ -10,15 +10,21 @@ from condensation.randomness import generator
 
 
 def main() -> None:
-    """Run the stage."""
+    """Run the stage.
+
+    Raises:
+        ValueError: There are not images enough for the initial sets.
+    """
     params = load_params(Path("params.yaml"))
     print(f"initialize: {params.init}, {params.ipc} images a class; CPU; a few seconds", flush=True)
     dataset = load_training(Path("data/prepared"), params.split)
     for index in range(params.sets):
         seed = params.seed + index
-        images = INITIALISERS[params.init](
-            dataset, params.ipc, generator(seed, "initialize", params.init)
-        )
+        stream = generator(seed, "initialize", params.init)
+        try:
+            images = INITIALISERS[params.init](dataset, params.ipc, stream)
+        except ValueError as error:
+            raise ValueError(f"ipc: got {params.ipc}, with init {params.init}: {error}") from None
         metadata = {"init": params.init, "seed": str(seed), "split": params.split}
         synthetic = SyntheticSet(images, dataset.mean, dataset.std, dataset.class_names, metadata)
         write_synthetic_set(set_path(Path("data/initial"), index), synthetic)

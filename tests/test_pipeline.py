@@ -3,6 +3,7 @@
 It is run once for the whole file; a test that changes the repository puts it back.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -10,8 +11,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -284,6 +287,57 @@ def test_an_experiment_with_the_second_order(repository: Repository) -> None:
             for revision in ("HEAD", "workspace")
         }
         assert curves["HEAD"] and curves["HEAD"] != curves["workspace"]
+
+
+def interrupted(repository: Repository, *command: str) -> None:
+    """Start a command of DVC and press Ctrl-C once `condense` has written some checkpoints."""
+    process = subprocess.Popen(
+        command,
+        cwd=repository.folder,
+        env={**repository.environment, "CHECKPOINT_SECONDS": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    seen: set[int] = set()
+    while len(seen) < 3 and process.poll() is None:
+        for path in repository.folder.glob(".checkpoints/condense-*/images.state"):
+            with contextlib.suppress(FileNotFoundError):
+                seen.add(path.stat().st_mtime_ns)
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the command
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "stopped by SIGINT; the same command goes on" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("repro",), ("exp", "run"), ("exp", "run", "--temp")])
+def test_an_interrupted_stage_goes_on(repository: Repository, command: tuple[str, ...]) -> None:
+    """By the same command, and the outputs are those of a run that nothing interrupted."""
+    changes = {"condense.iterations": 60 + len(command), "condense.real_per_class": 2}
+    settings = [f"--set-param={key}={value}" for key, value in changes.items()]
+    if command == ("repro",):
+        repository.edit(**changes)
+        settings = []
+    last = ["condense"] if command == ("repro",) else []
+    interrupted(repository, "dvc", *command, *settings, *last)
+    assert len(list(repository.folder.glob(".checkpoints/*"))) == 1
+    done = subprocess.run(
+        ["dvc", *command, *settings, *last],
+        cwd=repository.folder,
+        env=repository.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "condense: goes on from " in done.stdout + done.stderr
+    assert list(repository.folder.glob(".checkpoints/*")) == []
+    if command == ("repro",):
+        resumed = repository.files(*CONDENSED)
+        repository.run("dvc", "repro", "--force", "--single-item", "condense")
+        assert repository.files(*CONDENSED) == resumed
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from condensation.files import write_bytes
 
 FORMAT = "gradient-matching synthetic set 1"
+TENSORS = {"images", "labels", "mean", "std"}
 
 
 @dataclass(frozen=True)
@@ -101,39 +103,85 @@ def encode_synthetic_set(synthetic: SyntheticSet) -> bytes:
 
 
 def read_synthetic_set(path: Path) -> SyntheticSet:
-    """Read a synthetic set.
+    """Read a synthetic set, trusting nothing in it; no more is allocated than the file holds.
 
     Raises:
         ValueError: The file is missing, damaged or not a synthetic set.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("description", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a synthetic set ({error})") from None
-    if not isinstance(metadata, dict) or metadata.pop("format", None) != FORMAT:
-        raise ValueError(f"{path}: is not a synthetic set of the format '{FORMAT}'")
-    class_names = tuple(metadata.pop("class_names", ()))
-    missing = {"images", "labels", "mean", "std"} - tensors.keys()
-    if missing:
-        raise ValueError(f"{path}: has no tensor named {', '.join(sorted(missing))}")
-    images, labels = tensors["images"], tensors["labels"]
-    num_classes = len(class_names)
-    if images.dtype != torch.float32 or images.ndim != 4:
-        raise ValueError(f"{path}: images are {images.dtype} {tuple(images.shape)}, not float32 "
-                         "(images, channels, height, width)")  # fmt: skip
-    if num_classes == 0 or len(images) % num_classes != 0 or len(images) == 0:
-        raise ValueError(f"{path}: {len(images)} images do not divide by {num_classes} classes")
-    synthetic = SyntheticSet(
-        images.unflatten(0, (num_classes, -1)),
-        tensors["mean"],
-        tensors["std"],
-        class_names,
-        metadata,
+            description = json.loads((file.metadata() or {}).get("description", "{}"))
+            names = TENSORS & {*file.keys()}
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as a synthetic set ({_line(error)})") from None
+    problem = _metadata_problem(description) or _tensors_problem(
+        tensors, len(description["class_names"])
     )
-    if not torch.equal(labels, synthetic.labels.flatten()):
-        raise ValueError(
-            f"{path}: labels are not {num_classes} classes in order, equally many each"
+    if problem:
+        raise ValueError(f"{path}: {problem}")
+    class_names = tuple(description.pop("class_names"))
+    del description["format"]
+    images = tensors["images"].unflatten(0, (len(class_names), -1))
+    return SyntheticSet(images, tensors["mean"], tensors["std"], class_names, description)
+
+
+def check_fit(
+    path: Path, synthetic: SyntheticSet, image_shape: tuple[int, int, int], classes: tuple[str, ...]
+) -> None:
+    """Make sure that a synthetic set is of the dataset that it is used with.
+
+    Raises:
+        ValueError: Its classes or the shape of its images are others.
+    """
+    if synthetic.class_names != classes:
+        raise ValueError(f"{path}: its classes are not the {len(classes)} of the dataset")
+    if synthetic.images.shape[2:] != image_shape:
+        found = tuple(synthetic.images.shape[2:])
+        raise ValueError(f"{path}: its images are {found}, those of the dataset {image_shape}")
+
+
+def _metadata_problem(description: Any) -> str | None:
+    # Say what is wrong with the metadata.
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        return f"is not a synthetic set of the format '{FORMAT}'"
+    names = description.get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        return "its class_names are not a list of texts"
+    if not all(
+        isinstance(value, str) for key, value in description.items() if key != "class_names"
+    ):
+        return "its metadata are not texts"
+    return None
+
+
+def _tensors_problem(tensors: Mapping[str, Tensor], num_classes: int) -> str | None:
+    # Say what is wrong with the tensors.
+    if missing := TENSORS - tensors.keys():
+        return f"has no tensor named {', '.join(sorted(missing))}"
+    images, labels = tensors["images"], tensors["labels"]
+    if images.dtype != torch.float32 or images.ndim != 4:
+        return (
+            f"images are {images.dtype} {tuple(images.shape)}, not float32 "
+            "(images, channels, height, width)"
         )
-    return synthetic
+    if images.numel() == 0 or len(images) % num_classes != 0:
+        return f"images {tuple(images.shape)} are none, or do not divide by {num_classes} classes"
+    expected = torch.arange(num_classes).repeat_interleave(len(images) // num_classes)
+    if labels.dtype != torch.int64 or not torch.equal(labels, expected):
+        return f"labels are not {num_classes} classes in order, equally many each"
+    for name in ("mean", "std"):
+        value = tensors[name]
+        if value.dtype != torch.float32 or value.shape != (images.shape[1],):
+            return (
+                f"{name} is {value.dtype} {tuple(value.shape)}, not float32, one for each channel"
+            )
+    if not all(bool(tensors[name].isfinite().all()) for name in ("images", "mean", "std")):
+        return "holds numbers that are not finite"
+    if not bool((tensors["std"] > 0).all()):
+        return "std is not above 0"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

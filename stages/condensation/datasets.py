@@ -154,21 +154,29 @@ def load_scoring(folder: Path, split: str) -> Dataset:
 
 
 def _load(folder: Path, part: str) -> Dataset:
-    def array(name: str) -> Tensor:
-        return torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False))
+    images, labels = (_array(folder / f"{part}_{name}.npy") for name in ("images", "labels"))
+    path = folder / "statistics.json"
+    try:
+        statistics = json.loads(path.read_text())
+        mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
+        class_names = tuple(statistics["class_names"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); run prepare again") from None
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(f"{folder}: {part} images and labels do not fit; run prepare again")
+    return Dataset(images, labels, mean, std, class_names)
 
-    statistics = json.loads((folder / "statistics.json").read_text())
-    return Dataset(
-        array(f"{part}_images"),
-        array(f"{part}_labels"),
-        torch.tensor(statistics["mean"]),
-        torch.tensor(statistics["std"]),
-        tuple(statistics["class_names"]),
-    )
+
+def _array(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read ({reason}); run prepare again") from None
 
 
 def _validation_mask(folder: Path, dataset: Dataset) -> Tensor:
-    index = torch.from_numpy(np.load(folder / "validation_index.npy", allow_pickle=False))
+    index = _array(folder / "validation_index.npy")
     return torch.zeros(len(dataset.labels), dtype=torch.bool).index_fill(0, index, True)
 
 

@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
+def _real(folder: str) -> Path:
+    return Path(folder).resolve()
+
+
 def _files(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def _code() -> list[Path]:
-    # All modules of the stages that this process runs.
+    # All modules of the stages that this process runs; of thousands, few lie in their folders.
     names = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    files = {Path(name).resolve() for name in names if name}
-    return sorted(file for file in files if file.is_relative_to(STAGES))
+    folders = {os.path.dirname(name) for name in names if name}
+    own = {folder for folder in folders if _real(folder).is_relative_to(STAGES)}
+    return sorted({Path(name).resolve() for name in names if name and os.path.dirname(name) in own})

@@ -9,10 +9,12 @@ import ast
 import dataclasses
 import difflib
 import re
+import reprlib
 import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -179,9 +181,9 @@ def load_params(path: Path) -> Params:
             what it takes.
     """
     try:
-        values = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({_short(str(error))})") from None
     params: Params = _section(Params, values, "")
     for section, tables in (
         ("baseline", params.baseline.by_network),
@@ -219,15 +221,63 @@ def registry_names(file: str, registry: str) -> tuple[str, ...]:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake becomes one line on stderr and exit status 1."""
+    """Run a stage; a user's mistake becomes one line on stderr and exit status 1.
+
+    So do settings that take more memory than there is, and an interruption before the work begins,
+    with exit status 130.
+
+    Raises:
+        RuntimeError: The code itself fails.
+    """
+    stage = Path(sys.argv[0]).stem
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+        sys.exit(f"{stage}: {error}")
+    except MemoryError as error:
+        sys.exit(f"{stage}: {_too_much(error)}")
+    except RuntimeError as error:
+        # PyTorch's error of the CPU is a plain RuntimeError.
+        if not _MEMORY.search(str(error)):
+            raise
+        sys.exit(f"{stage}: {_too_much(error)}")
+    except KeyboardInterrupt:
+        print(f"{stage}: stopped by SIGINT; nothing had been finished", file=sys.stderr)
+        sys.exit(130)
+
+
+_MEMORY = re.compile(r"out of memory|(can't|not|cannot) (be )?(enough|allocate)|overflow", re.I)
+
+
+def _too_much(error: Exception) -> str:
+    return (
+        f"there is not enough memory ({_short(str(error))}); look at ipc, the widths of the "
+        "networks, the batch sizes and condense.real_per_class"
+    )
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 2e-05 as a number, as DVC does, which itself writes small numbers so."""
+    """Reads 2e-05 as a number, as DVC does, which itself writes small numbers so.
+
+    A key that is given twice is a mistake: the first value would be lost without a word.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the dictionary of a section.
+
+        Raises:
+            ConstructorError: A key is given twice.
+        """
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{key.value}' is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.add_implicit_resolver(
@@ -235,6 +285,7 @@ _Loader.add_implicit_resolver(
 )
 
 
+@cache
 def _registry(file: str, registry: str) -> dict[str, str]:
     # Name -> name of the function or class, from the dict literal in the source.
     for node in ast.parse((_HERE / file).read_text()).body:
@@ -248,6 +299,7 @@ def _registry(file: str, registry: str) -> dict[str, str]:
     raise AssertionError(f"no registry {registry} in {file}")
 
 
+@cache
 def _options(file: str, function: str) -> dict[str, type]:
     # Keyword-only arguments of a registered function and their types, from the source: of the
     # registry's own file, or of the one that it imports the function from.
@@ -261,16 +313,33 @@ def _options(file: str, function: str) -> dict[str, type]:
     raise AssertionError(f"no function {function} in {file}")
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxdict = 8
+
+
+def _shown(value: object) -> str:
+    # A value of any size as a short text, on one line.
+    return _REPR.repr(value)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
 def _unknown(prefix: str, key: object, takes: list[str]) -> ValueError:
     near = difflib.get_close_matches(str(key), takes, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return ValueError(f"{prefix}{key}: unknown key{hint} Takes: {', '.join(takes)}")
+    return ValueError(f"{prefix}{_short(str(key))}: unknown key{hint} Takes: {', '.join(takes)}")
 
 
 def _section(cls: Any, values: Any, prefix: str) -> Any:
     # Build the dataclass `cls` from a mapping, checking every key and value.
     if not isinstance(values, dict):
-        raise ValueError(f"{prefix.rstrip('.') or 'params.yaml'}: got {values!r}, takes a section")
+        raise ValueError(
+            f"{prefix.rstrip('.') or 'params.yaml'}: got {_shown(values)}, takes a section"
+        )
     fields = {f.name: f for f in dataclasses.fields(cls)}
     rest = next((f for f in fields.values() if "rest" in f.metadata), None)
     if rest is not None:
@@ -301,7 +370,7 @@ def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         return _network_options(value, key, *metadata["options_of"])
     if get_origin(hint) is tuple:
         if not isinstance(value, list) or (not value and "registry" in metadata):
-            raise ValueError(f"{key}: got {value!r}, takes a list")
+            raise ValueError(f"{key}: got {_shown(value)}, takes a list")
         return tuple(_value(get_args(hint)[0], item, key, metadata) for item in value)
     if get_origin(hint) is types.UnionType:
         if value == "auto":
@@ -314,7 +383,7 @@ def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         hint_text = ""
         if hint in (int, float) and isinstance(value, str):
             hint_text = "; write numbers without quotes"
-        raise ValueError(f"{key}: got {value!r}, takes {takes}{hint_text}")
+        raise ValueError(f"{key}: got {_shown(value)}, takes {takes}{hint_text}")
     names = metadata.get("choices") or ()
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
@@ -328,7 +397,7 @@ def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     if out_of_range:
         near = difflib.get_close_matches(str(value), [str(name) for name in names], n=1)
         hint_text = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"{key}: got {value!r}, takes {takes}{hint_text}")
+        raise ValueError(f"{key}: got {_shown(value)}, takes {takes}{hint_text}")
     return value
 
 
@@ -353,14 +422,14 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
 def _network_options(value: Any, key: str, file: str, registry: str) -> Mapping[str, Options]:
     # Check the section `networks`: for each network the keyword arguments of its function.
     if not isinstance(value, dict):
-        raise ValueError(f"{key}: got {value!r}, takes a section")
+        raise ValueError(f"{key}: got {_shown(value)}, takes a section")
     functions = _registry(file, registry)
     for name, options in value.items():
         if name not in functions:
             raise _unknown(f"{key}.", name, list(functions))
         takes = _options(file, functions[name])
         if not isinstance(options, dict):
-            raise ValueError(f"{key}.{name}: got {options!r}, takes a section")
+            raise ValueError(f"{key}.{name}: got {_shown(options)}, takes a section")
         for option, given in options.items():
             if option not in takes:
                 raise _unknown(f"{key}.{name}.", option, list(takes))

@@ -5,6 +5,8 @@ Shapes: N = number of images, image = (ch, h, w).
 
 import gzip
 import hashlib
+import math
+import struct
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -29,6 +31,9 @@ MNIST_FILES = {
     ),
 }
 """File name -> sha256 of its decompressed content."""
+
+LARGEST = 50_000_000
+"""Bytes that a file is decompressed to at most; the largest published one has 47,040,016."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ def read_mnist(folder: Path) -> RawDataset:
         ValueError: A file is missing, damaged, or is not the published one.
     """
     contents = [_decompress(folder / name, digest) for name, digest in MNIST_FILES.items()]
+    for name, content in zip(MNIST_FILES, contents, strict=True):
+        check_idx(content, 3 if "images" in name else 1, str(folder / name))
     # torchvision reads the idx format from files only.
     with tempfile.TemporaryDirectory() as temporary:
         paths = [Path(temporary) / name.removesuffix(".gz") for name in MNIST_FILES]
@@ -64,6 +71,9 @@ def read_mnist(folder: Path) -> RawDataset:
             path.write_bytes(content)
         train_images, test_images = (read_image_file(str(path)) for path in paths[0::2])
         train_labels, test_labels = (read_label_file(str(path)) for path in paths[1::2])
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if len(images) != len(labels) or labels.max() > 9:
+            raise ValueError(f"{folder}: its labels are not one digit for each image")
     return RawDataset(
         train_images.unsqueeze(1),
         train_labels,
@@ -74,20 +84,48 @@ def read_mnist(folder: Path) -> RawDataset:
 
 
 def _decompress(path: Path, digest: str) -> bytes:
+    # Return the content of a gzip file with that sha256.
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            content = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: is missing; prepare.raw takes the folder of {', '.join(MNIST_FILES)}"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be decompressed ({error})") from None
+    if len(content) > LARGEST:
+        raise ValueError(f"{path}: is not the published file: it holds more than {LARGEST} bytes")
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise ValueError(
             f"{path}: is not the published file: the sha256 of its content is {found}, not {digest}"
         )
     return content
+
+
+def check_idx(content: bytes, num_dimensions: int, name: str) -> None:
+    """Make sure that bytes are in the idx format of unsigned bytes, with all that it announces.
+
+    The format: two zero bytes, the type (8), the number of dimensions, each one as four bytes, the
+    highest first, and then the numbers themselves.
+
+    Raises:
+        ValueError: They are not.
+    """
+    header = 4 + 4 * num_dimensions
+    expected = bytes([0, 0, 8, num_dimensions])
+    if len(content) < header or content[:4] != expected:
+        raise ValueError(
+            f"{name}: is not of the idx format: begins with {content[:4].hex()}, not "
+            f"{expected.hex()}"
+        )
+    sizes = struct.unpack(f">{num_dimensions}I", content[4:header])
+    if len(content) != header + math.prod(sizes) or 0 in sizes:
+        raise ValueError(
+            f"{name}: announces {' x '.join(map(str, sizes))} bytes and holds "
+            f"{len(content) - header}"
+        )
 
 
 DATASETS: dict[str, Callable[[Path], RawDataset]] = {"mnist": read_mnist}

@@ -1,0 +1,270 @@
+"""What stops a condensation, what is warned of once, and files that cannot be written."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from condensation.artefacts import read_synthetic_set, write_synthetic_set
+from condensation.files import check_writable, together, write_at_once, write_bytes
+from condensation.health import EXPLODED, Watch, all_finite, not_finite
+from workspace import make_workspace, outputs, run_here, run_stage
+
+NAMES = ("a", "b")
+IMAGES = torch.randn(2, 1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named(bad: float) -> None:
+    assert not_finite(torch.tensor([1.0, 2.0]), IMAGES, NAMES) is None
+    lost = not_finite(torch.tensor([1.0, bad]), IMAGES, NAMES)
+    assert lost == "the matching loss is not finite (classes: b)"
+    images = IMAGES.clone()
+    images[0, 0, 0, 1, 2] = bad
+    lost = not_finite(torch.tensor([1.0, 2.0]), images, NAMES)
+    assert lost == "the synthetic images are not finite (classes: a)"
+    assert all_finite({"w": IMAGES}) and not all_finite({"v": IMAGES, "w": images})
+
+
+def test_an_exploding_loss_is_warned_of_once() -> None:
+    watch = Watch(NAMES, None)
+    said = [
+        watch.look(iteration, torch.tensor([loss, 0.0]), IMAGES, IMAGES)
+        for iteration, loss in enumerate([2.0, 2 * EXPLODED, 3 * EXPLODED, 4 * EXPLODED], start=1)
+    ]
+    assert [len(lines) for lines in said] == [0, 0, 1, 0]
+    assert said[2][0].startswith("the matching loss of iteration 3 is 300, 2 at first; look at")
+    resumed = Watch(NAMES, 2.0).look(3, torch.tensor([3 * EXPLODED, 0.0]), IMAGES, IMAGES)
+    assert resumed == said[2]
+
+
+def test_a_zero_gradient_is_warned_of_once_with_its_reason() -> None:
+    watch, loss = Watch(NAMES, None), torch.ones(2)
+    gradient, images = IMAGES.clone(), IMAGES.clone()
+    assert watch.look(1, loss, gradient, images) == []
+    gradient[1] = 0
+    (line,) = watch.look(2, loss, gradient, images)
+    assert "is zero at iteration 2 for the classes b: the network does not respond" in line
+    gradient[0] = 0
+    images[0] = -0.4
+    (line,) = watch.look(3, loss, gradient, images)
+    assert "is zero at iteration 3 for the classes a: its images are constant" in line
+    assert watch.look(4, loss, gradient, images) == []
+
+
+def test_a_diverging_condensation_stops_and_keeps_its_last_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(
+        tmp_path, **{"condense.image_learning_rate": 1e30, "condense.image_schedule": "constant"}
+    )
+    run_here(folder, "initialize", monkeypatch)
+    messages = []
+    for _ in range(2):  # the second time it goes on from the first, and says the same
+        with pytest.raises(ValueError, match="condense.image_learning_rate, condense.dist") as stop:
+            run_here(folder, "condense", monkeypatch)
+        messages.append(str(stop.value))
+    assert messages[0] == messages[1] and messages[0].startswith("iteration ")
+    assert "not finite (classes: zero, one, two)" in messages[0]
+    kept = read_synthetic_set(folder / messages[0].rpartition(" are in ")[2])
+    assert kept.images.isfinite().all() and kept.images.shape == (3, 2, 1, 16, 16)
+    assert outputs(folder).keys() == {"data/initial/synthetic.safetensors"}
+
+
+def test_a_zero_gradient_is_said_by_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sigmoid units do not respond to images as bright as this; the stage goes on."""
+    folder = make_workspace(tmp_path, **{"networks.mlp.activation": "sigmoid"})
+    run_here(folder, "initialize", monkeypatch)
+    path = folder / "data/initial/synthetic.safetensors"
+    initial = read_synthetic_set(path)
+    initial.images[1] = 1e6
+    write_synthetic_set(path, initial)
+    run_here(folder, "condense", monkeypatch)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "condense: the image gradient is zero at iteration 1 for the classes one"
+    )
+
+
+@pytest.mark.parametrize(
+    "stage, key",
+    [
+        ("baseline --network mlp", "baseline.mlp.learning_rate"),
+        ("evaluate --network mlp", "evaluate.learning_rate"),
+    ],
+)
+def test_a_diverging_training_names_the_setting(
+    stage: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path)
+    for before in ("initialize", "condense", "baseline --network mlp"):
+        run_here(folder, before, monkeypatch)
+    make_workspace(tmp_path, **{key: 1e30})
+    before_files = outputs(folder)
+    with pytest.raises(ValueError, match=rf"network \d diverged.*look at .*{key}"):
+        run_here(folder, stage, monkeypatch)
+    assert outputs(folder) == before_files, "the last good results are still there"
+
+
+def test_more_real_images_than_a_class_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_workspace(tmp_path, **{"condense.real_per_class": 21})
+    run_here(folder, "initialize", monkeypatch)
+    with pytest.raises(
+        ValueError, match="real_per_class: got 21, takes at most the 20 real images"
+    ):
+        run_here(folder, "condense", monkeypatch)
+
+
+def test_more_images_than_the_initial_set_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path, ipc=21, init="real")
+    with pytest.raises(
+        ValueError, match="ipc: got 21, with init real: class 'zero': has 20 images"
+    ):
+        run_here(folder, "initialize", monkeypatch)
+
+
+def test_a_set_of_another_dataset_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path)
+    run_here(folder, "initialize", monkeypatch)
+    path = folder / "data/initial/synthetic.safetensors"
+    initial = read_synthetic_set(path)
+    for images, names, message in (
+        (initial.images[..., :8], initial.class_names, r"are \(1, 16, 8\), those of the dataset"),
+        (initial.images, ("x", "y", "z"), "its classes are not the 3 of the dataset"),
+    ):
+        changed = type(initial)(images, initial.mean, initial.std, names, initial.metadata)
+        write_synthetic_set(path, changed)
+        with pytest.raises(ValueError, match=message):
+            run_here(folder, "condense", monkeypatch)
+
+
+# Files
+
+
+def test_files_take_their_places_together(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "folder" / "b"
+    write_bytes(first, b"old")
+    with together():
+        write_bytes(first, b"new")
+        write_bytes(second, b"new")
+        assert first.read_bytes() == b"old" and not second.exists()
+    assert first.read_bytes() == second.read_bytes() == b"new"
+    with pytest.raises(ValueError), together():
+        write_bytes(first, b"newer")
+        raise ValueError("the stage fails")
+    assert first.read_bytes() == b"new"
+    write_bytes(first, b"alone again")
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "folder", "b"}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    leftover, others = (
+        tmp_path / f".loss.csv.{gone.pid}.unfinished",
+        tmp_path / ".loss.csv.1.unfinished",
+    )
+    leftover.write_bytes(b"half")
+    others.write_bytes(b"half")
+    write_at_once(path, b"whole")
+    assert {file.name for file in tmp_path.iterdir()} == {"loss.csv", others.name}
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file can have more than 300 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"good")
+    for write in (write_bytes, write_at_once):
+        with pytest.raises(OSError) as error:
+            write(path, bytes(1000))
+        assert str(error.value) == f"{path}: cannot be written (File too large)"
+    with pytest.raises(OSError, match="cannot be written"), together():
+        write_bytes(tmp_path / "other", b"small")
+        write_bytes(path, bytes(1000))
+    assert path.read_bytes() == b"good" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_full_disk_at_the_end_of_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The last good outputs stay, all of them."""
+    folder = make_workspace(tmp_path)
+    for stage in ("initialize", "condense"):
+        run_here(folder, stage, monkeypatch)
+    before = outputs(folder)
+    make_workspace(tmp_path, seed=1)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match=r"\.safetensors: cannot be written \(File too large\)"):
+        run_here(folder, "condense", monkeypatch)
+    assert outputs(folder) == before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise OSError(number, os.strerror(number), "something temporary")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OSError) as error:
+        check_writable(tmp_path / "results" / "loss.csv")
+    path = tmp_path / "results" / "loss.csv"
+    assert str(error.value) == f"{path}: cannot be written ({os.strerror(number)})"
+
+
+def test_a_file_in_the_way_of_a_folder_is_said_by_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path)
+    run_here(folder, "initialize", monkeypatch)
+    (folder / "results").write_text("in the way")
+    done = run_stage(folder, "condense")
+    assert done.returncode == 1 and done.stdout == ""
+    assert (
+        done.stderr == "condense: results/condense/loss.csv: cannot be written (Not a directory)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train_images.npy", b"\x93NUMPY"),
+        ("train_labels.npy", b""),
+        ("statistics.json", b"{}"),
+        ("statistics.json", b"[" * 100_000),
+    ],
+)
+def test_damaged_prepared_data_are_named(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path)
+    (folder / "data/prepared" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: cannot be read .*run prepare again") as error:
+        run_here(folder, "initialize", monkeypatch)
+    assert "\n" not in str(error.value)
