@@ -76,8 +76,8 @@ def write_data(folder: Path, plots: list[str | dict[str, dict[str, Any]]], scale
                 write_csv(path, "iteration,class,loss", rows)
             elif settings["template"] == "networks":  # a file for each network, or one for all
                 networks = [path.parent.name] if path.parent.name in NETWORKS else NETWORKS
-                rows = [(n, i, 60 + i, scale, 5, 99) for n in networks for i in ITERATIONS]
-                write_csv(path, "network,iteration,accuracy,std,n,ceiling", rows)
+                rows = [(n, i, 2.5 * i, 60 + i, scale, 5, 99) for n in networks for i in ITERATIONS]
+                write_csv(path, "network,iteration,seconds,accuracy,std,n,ceiling", rows)
 
 
 class Elements(HTMLParser):
@@ -143,15 +143,16 @@ def test_every_plot_is_drawn(repository: Path, tmp_path: Path, page: str) -> Non
     labels = [label["aria-label"] for label in lines]
     by_network = [re.search(r"network: (\S+); revision: (\S+)", label) for label in labels]
     by_class = [re.search(r"class: (\S+); revision: (\S+)", label) for label in labels]
-    assert sorted(m.groups() for m in by_network if m) == sorted(product(NETWORKS, revisions))
+    drawn_twice = 2 * sorted(product(NETWORKS, revisions))  # by iterations and by seconds
+    assert sorted(m.groups() for m in by_network if m) == sorted(drawn_twice)
     assert sorted(m.groups() for m in by_class if m) == sorted(product(CLASSES, revisions))
-    assert len(lines) == (len(NETWORKS) + len(CLASSES) + 1) * len(revisions)
+    assert len(lines) == (2 * len(NETWORKS) + len(CLASSES) + 1) * len(revisions)
     for line in lines:  # M x,y L x,y ...: a point for each iteration, each of them a number
         assert re.fullmatch(r"M[-\d.e,]+(L[-\d.e,]+)*", line.get("d", "")), line
         assert line["d"].count("L") == len(ITERATIONS) - 1
     bars = [a for a in marks if a["aria-roledescription"] == "rule mark"]
     spreads_and_ceiling = len(ITERATIONS) + 1
-    assert len(bars) == len(NETWORKS) * spreads_and_ceiling * len(revisions)
+    assert len(bars) == 2 * len(NETWORKS) * spreads_and_ceiling * len(revisions)
 
     images = [attributes for tag, attributes in elements if tag == "img"]
     assert len(images) == len(FIGURES) * len(revisions)
