@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from condensation.documents import Heading, Picture, Table, to_html
+from condensation.documents import Block, Heading, Picture, Table, to_html
 from condensation.figure_style import save
 from condensation.plots import retained_bars
 from conftest import ROOT, environment_of_commands
@@ -196,7 +196,8 @@ def test_the_report_is_shown_without_a_network(tmp_path: Path) -> None:
     )
     figure = tmp_path / "retained.png"
     save(retained_bars({"mlp": curve}), figure, dpi=100)
-    blocks = [Heading("Accuracy"), Table(("network", "n"), [("mlp", "3")]), Picture(figure, "Bars")]
+    table = Table(("network", "n"), [("mlp", "3")])
+    blocks: list[Block] = [Heading("Accuracy"), table, Picture(figure, "Bars")]
     page = tmp_path / "report.html"
     page.write_text(to_html("Report", blocks))
     shades = screenshot(page, tmp_path, 700)
