@@ -163,8 +163,10 @@ def main() -> None:
         )
         if iteration == settings.iterations:
             write_synthetic_set(Path("data/condensed/synthetic.safetensors"), synthetic)
-            made = {**record, **dataclasses.asdict(settings)}
-            del made["condense"]
+            made = {**record, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
+            hidden = {"condense", "iteration", "snapshots", "frames"}
+            hidden |= {"curvature"} if params.order == 1 else set()
+            made = {name: value for name, value in made.items() if name not in hidden}
             write_product(Path("data/condensed"), synthetic, SOURCES[params.dataset], made)
     results = Path("results/condense")
     write_csv(
