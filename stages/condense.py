@@ -183,7 +183,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     bar = Progress(
         f"condense: {several}{dataset.num_classes} classes x {params.ipc} images on "
         f"{params.network}, order {params.order}, {settings.iterations} iterations",
-        settings.iterations,
+        settings.iterations + 1 - done.iteration,
         "iteration",
         describe_device(device),
     )
@@ -311,8 +311,11 @@ def write_sets(
             if iteration == settings.iterations:
                 path = set_path(OUTPUT, k)
                 write_synthetic_set(path, synthetic)
-                made = {**record, **dataclasses.asdict(settings)}
-                del made["condense"]
+                outer, inner = loops(params)
+                made = {**record, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
+                hidden = {"condense", "iteration", "snapshots", "frames"}
+                hidden |= {"curvature"} if params.order == 1 else set()
+                made = {name: value for name, value in made.items() if name not in hidden}
                 write_product(path.parent, synthetic, SOURCES[params.dataset], made)
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     protocol_name, protocol = chosen_protocol(params)
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
     inputs = [Path("data/prepared"), Path(params.evaluate.images)]
-    identity = fingerprint(determinants(params, protocol, name, device), inputs)
+    identity = fingerprint(determinants(params, name, device), inputs)
     with Checkpoints(f"evaluate {name}", identity) as checkpoints, together():
         real = load_scoring(Path("data/prepared"), params.split)
         sets = load_sets(params, name, real)
@@ -95,9 +95,7 @@ def chosen_protocol(params: Params) -> tuple[str, Protocol]:
     )
 
 
-def determinants(
-    params: Params, protocol: Protocol, name: str, device: torch.device
-) -> dict[str, Any]:
+def determinants(params: Params, name: str, device: torch.device) -> dict[str, Any]:
     """Return what the accuracies depend on, beside the input files and the code."""
     return {
         "seed": params.seed,
@@ -108,7 +106,7 @@ def determinants(
         "iterations": params.condense.iterations,
         "snapshots": params.condense.snapshots,
         "images_scale": params.evaluate.images_scale,
-        "protocol": protocol,
+        "protocol": chosen_protocol(params)[1],
         "network": params.evaluate.by_network[name],
     }
 

@@ -30,7 +30,7 @@ def main() -> None:
     params = load_params(Path("params.yaml"))
     names = params.evaluate.networks
     dataset = load_training(Path("data/prepared"), params.split)
-    print(f"render: figures and report of {', '.join(names)}; CPU; about half a minute", flush=True)
+    print(f"render: figures and report of {', '.join(names)}; CPU; less than a minute", flush=True)
 
     curves = read_curves(names)
     # Only the networks that are evaluated now: DVC would also plot the files of earlier ones.
@@ -63,8 +63,9 @@ def main() -> None:
         write_bytes(files["animation"], animation(frames, dataset.class_names))
     for name, figure in drawn.items():
         files[name] = RESULTS / f"figures/{name}.png"
-        save(figure, files[name], params.render.dpi)
+        # The vector file first: drawing a PNG leaves a layout that depends on its dots.
         save(figure, RESULTS / f"vector/{name}.pdf", params.render.dpi)
+        save(figure, files[name], params.render.dpi)
 
     metrics = {n: read_metrics("baseline", n) | read_metrics("evaluate", n) for n in names}
     runs = read_runs(params)

@@ -359,13 +359,23 @@ OTHER_VALUES: dict[str, Any] = {
     "condense.distance": "cosine",
     "condense.image_schedule": "constant",
     "condense.snapshots": [0],
+    "condense.curvature.form": "ggn",
+    "condense.curvature.probes": "gradient",
+    "condense.curvature.real_per_class": 2,
+    "evaluate.images_scale": "pixels",
+    "evaluate.protocol": "dsa",
     "evaluate.augmentation": "none",
+    **{f"evaluate.{name}": 3 for name in ("epochs", "batch_size")},
+    **{f"evaluate.{name}": 0.5 for name in ("learning_rate", "momentum", "weight_decay")},
     "evaluate.networks": ["convnet"],
     **{f"networks.{name}.activation": "silu" for name in SETTINGS["networks"]},
+    **{f"networks.{name}.norm": "layer" for name in SETTINGS["networks"]},
+    "networks.convnet.pooling": "max",
+    "networks.resnet18.downsampling": "avg",
 }
 """Of settings that are no numbers; others are halved, or one is added to them."""
 
-FIXED = {"dataset", "device", "condense.curvature.form", "prepare.raw"}
+FIXED = {"dataset", "device", "evaluate.images", "prepare.raw"}
 """One name is registered, or the device is looked at itself, or the files are."""
 
 

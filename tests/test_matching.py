@@ -20,7 +20,7 @@ from condensation.matching import (
 )
 from condensation.networks import NETWORKS, Network, Theta
 from condensation.randomness import generator
-from conftest import NUM_CLASSES, central_difference, random_images, tiny_network
+from conftest import NUM_CLASSES, SMALL_SHAPE, central_difference, random_images, tiny_network
 
 WEIGHT = 0.3
 NUM_REAL = 5
@@ -134,6 +134,10 @@ def test_both_terms_are_zero_where_synthetic_and_real_images_are_the_same(
     assert matched.loss.abs().max() < 1e-8 and matched.curvature.abs().max() < 1e-8
 
 
+def small_images(number: int, stream: str) -> Tensor:
+    return random_images(number, stream=stream, image_shape=SMALL_SHAPE)
+
+
 def flat(theta: Theta) -> Tensor:
     return torch.cat([value.flatten() for value in theta.values()])
 
@@ -169,8 +173,8 @@ def gauss_newton(network: Network, theta: Theta, images: Tensor) -> Tensor:
 
 def test_hvp_approaches_the_explicit_hessians_as_probes_grow() -> None:
     """The mean of |(H_S - H_T) v|^2 over Rademacher v is the squared Frobenius norm."""
-    network, theta = tiny_network("mlp", width=3)
-    synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
+    network, theta = tiny_network("mlp", SMALL_SHAPE, width=3)
+    synthetic, real = small_images(2, "synthetic"), small_images(5, "real")
     expected = hessian(network, theta, synthetic, 0) - hessian(network, theta, real, 0)
     errors = []
     for num_probes in (8, 512):
@@ -183,8 +187,8 @@ def test_hvp_approaches_the_explicit_hessians_as_probes_grow() -> None:
 
 @pytest.mark.parametrize("form", ["quadratic", "ggn"])
 def test_the_gap_is_weighed_by_the_explicit_matrix(form: str) -> None:
-    network, theta = tiny_network("mlp", width=3)
-    synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
+    network, theta = tiny_network("mlp", SMALL_SHAPE, width=3)
+    synthetic, real = small_images(2, "synthetic"), small_images(5, "real")
     labels = torch.zeros(5, dtype=torch.int64)
     gap = flat(loss_gradient(theta, network, real, labels)) - flat(
         loss_gradient(theta, network, synthetic, labels[:2])
@@ -209,8 +213,8 @@ def test_ggn_is_never_negative(name: str) -> None:
 
 def test_lookahead_matches_the_hessian_times_the_real_gradient() -> None:
     """With squared Euclidean distance it is |gap - eta (H_S - H_T) g_T|^2 + O(eta^2)."""
-    network, theta = tiny_network("mlp", activation="softplus")
-    synthetic, real = random_images(2, stream="synthetic"), random_images(5, stream="real")
+    network, theta = tiny_network("mlp", SMALL_SHAPE, width=3, activation="softplus")
+    synthetic, real = small_images(2, "synthetic"), small_images(5, "real")
     labels = torch.zeros(5, dtype=torch.int64)
     target = constant_loss_gradient(theta, network, real, labels, 5)
     gap = flat(loss_gradient(theta, network, synthetic, labels[:2])) - flat(target)

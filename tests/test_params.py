@@ -166,7 +166,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         ("augmentation", "AUGMENTATIONS"),
         ("distances", "DISTANCES"),
         ("initialisers", "INITIALISERS"),
-        ("matching", "CURVATURE_TERMS"),
+        ("curvature", "CURVATURE_FORMS"),
         ("deep_networks", "DOWNSAMPLINGS"),
         ("layers", "ACTIVATIONS"),
         ("layers", "POOLINGS"),

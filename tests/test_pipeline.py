@@ -34,7 +34,11 @@ BASELINE = {f"baseline@{network}" for network in NETWORKS}
 EVALUATE = {f"evaluate@{network}" for network in NETWORKS}
 FROM_CONDENSE = {"condense", "render"} | EVALUATE
 FROM_INITIALIZE = {"initialize"} | FROM_CONDENSE
-FIGURES = ("synthetic", "snapshots", "loss", "accuracy", "retained")
+IMAGES = ("synthetic", "start_and_end", "snapshots")
+OF_CONDENSE = ("loss", "accuracy", "seconds")
+OF_EVALUATE = ("retained", "classes", "confusion")
+FIGURES = (*IMAGES, *OF_CONDENSE, *OF_EVALUATE)
+REPORT = {"report.html", "report.md"}
 ALL = {"prepare"} | BASELINE | FROM_INITIALIZE
 TINY: dict[str, Any] = {
     "seed": 0,
@@ -204,7 +208,7 @@ RERUNS: dict[str, tuple[Any, set[str]]] = {
     "split": ("validation", ALL - {"prepare"}),
     "networks.convnet.width": (3, {"baseline@convnet"} | FROM_CONDENSE),
     "networks.mlp.width": (9, {"baseline@mlp", "evaluate@mlp", "render"}),
-    "networks.lenet.activation": ("silu", set()),  # not used here
+    "networks.lenet.activation": ("silu", {"render"}),  # not used here, but in the report
     "prepare.seed": (1, ALL),
     "baseline.seed": (1, BASELINE | EVALUATE | {"render"}),
     "baseline.mlp.learning_rate": (0.1, {"baseline@mlp", "evaluate@mlp", "render"}),
@@ -214,6 +218,7 @@ RERUNS: dict[str, tuple[Any, set[str]]] = {
     "evaluate.epochs": (6, EVALUATE | {"render"}),
     "evaluate.protocol": ("dsa", EVALUATE | {"render"}),
     "networks.convnet.norm": ("batch", {"baseline@convnet"} | FROM_CONDENSE),
+    "evaluate.images_scale": ("pixels", EVALUATE | {"render"}),
     "evaluate.convnet.num_networks": (3, {"evaluate@convnet", "render"}),
     "render.real_examples": (5, {"render"}),
 }
@@ -242,13 +247,16 @@ def test_what_a_changed_setting_makes_stale(
         (
             "evaluate.mlp.num_networks",
             {"evaluate@mlp", "render"},
-            {f"evaluate/mlp/{name}" for name in ("curve.csv", "metrics.json", "networks.csv")}
-            | {"accuracy.csv", "figures/accuracy.png", "figures/retained.png"},
+            {f"evaluate/mlp/{name}.csv" for name in ("classes", "confusion", "curve", "networks")}
+            | {"evaluate/mlp/metrics.json", "evaluate/mlp/timing.csv", "accuracy.csv"}
+            | {f"figures/{name}.png" for name in ("accuracy", "seconds", *OF_EVALUATE)}
+            | {f"vector/{name}.pdf" for name in ("accuracy", "seconds", *OF_EVALUATE)}
+            | REPORT,
         ),
         (
             "render.dpi",
             {"render"},
-            {f"figures/{name}.png" for name in FIGURES},
+            {f"figures/{name}.png" for name in FIGURES} | REPORT,
         ),
     ],
     ids=["evaluate.mlp.num_networks", "render.dpi"],
@@ -277,8 +285,10 @@ def test_an_experiment_with_the_second_order(repository: Repository) -> None:
 
     plots = repository.json("dvc", "plots", "diff")
     assert not plots.get("errors")
-    titles = {"Test accuracy by network", "Matching loss", "Matching loss by class"}
-    assert titles | {f"results/figures/{name}.png" for name in FIGURES} == plots["data"].keys()
+    titles = {"Test accuracy by network", "Test accuracy by seconds"}
+    titles |= {"Matching loss", "Matching loss by class"}
+    files = {f"{name}.png" for name in FIGURES} | {"animation.gif"}
+    assert titles | {f"results/figures/{name}" for name in files} == plots["data"].keys()
     for title in titles:
         (plot,) = plots["data"][title]
         values = plot["content"]["data"]["values"]
@@ -364,19 +374,23 @@ def test_a_fresh_clone(finished: Repository, tmp_path: Path) -> None:
     assert clone.json("dvc", "plots", "show")["data"]
 
     # Data and tensors are in DVC's cache only; ceilings, curves and figures are in Git.
-    assert clone.stages_run_by("dvc", "repro") == ["prepare", "initialize", "condense"]
-    assert clone.changed() == {"dvc.lock", "results/condense/timing.csv"}  # seconds differ
+    ran = clone.stages_run_by("dvc", "repro")
+    assert ran == ["prepare", "initialize", "condense", "render"]
+    seconds = {"accuracy.csv", "figures/seconds.png", "vector/seconds.pdf", *REPORT}
+    seconds.add("condense/timing.csv")
+    assert clone.changed() <= {"dvc.lock"} | {f"results/{name}" for name in seconds}
     locks = [yaml.safe_load((r.folder / "dvc.lock").read_text()) for r in (clone, finished)]
     for lock in locks:
+        del lock["stages"]["render"]  # it draws the seconds, which differ
         outs = lock["stages"]["condense"]["outs"]
         outs[:] = [out for out in outs if out["path"] != "results/condense/timing.csv"]
     assert locks[0] == locks[1]
     shutil.rmtree(clone.folder)
 
 
-# All that these scripts write, except the seconds of results/condense/timing.csv.
+# All that these scripts write, except the seconds of timing.csv.
 CONDENSED = ("data/initial/*", "data/condensed/**/*", "results/condense/[!t]*")
-EVALUATED = tuple(f"results/evaluate/{network}/*" for network in NETWORKS)
+EVALUATED = tuple(f"results/evaluate/{network}/[!t]*" for network in NETWORKS)
 
 
 def rerun(finished: Repository, folder: Path, seed: int, networks: Sequence[str]) -> Repository:
@@ -413,7 +427,7 @@ def test_the_same_seed_gives_the_same_bytes(
     """Whatever the number of threads: the pipeline took as many as there are, the scripts one."""
     again = reruns[0].files(*CONDENSED, *EVALUATED)
     expected = finished.files(*CONDENSED, *EVALUATED)
-    assert again.keys() == expected.keys() and len(expected) == 1 + 4 + 3 + 3 * len(NETWORKS)
+    assert again.keys() == expected.keys() and len(expected) == 1 + 15 + 3 + 5 * len(NETWORKS)
     assert [name for name in expected if again[name] != expected[name]] == []
 
 
@@ -427,7 +441,7 @@ def test_another_seed_gives_other_images_and_other_networks(
     assert not torch.equal(*images)
     other = reruns[1].files("results/condense/[!t]*", EVALUATED[-1])
     expected = finished.files(*other)
-    assert len(other) == 3 + 3
+    assert len(other) == 3 + 5
     assert [name for name in other if other[name] == expected[name]] == []
 
 
@@ -480,8 +494,58 @@ def test_every_network_condenses_and_is_evaluated(
 def test_the_python_of_the_readme_runs(finished: Repository) -> None:
     """From the top folder, after the pipeline."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) == 3
     for block in blocks:
-        finished.run("python", "-W", "error", "-c", block)
+        quick = re.sub(r"^epochs = \d+", "epochs = 2", block, flags=re.MULTILINE)
+        finished.run("python", "-W", "error", "-c", quick)
+
+
+def test_images_from_elsewhere(repository: Repository) -> None:
+    """`evaluate` and `render` alone run, and tell what they were given."""
+    own = read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors")
+    pixels = own.images.flatten(0, 1) * own.std + own.mean
+    published = (pixels - 0.1307) / 0.3081
+    path = repository.folder / "res_DC_MNIST_ConvNet_1ipc.pt"
+    sets = [[published, own.labels.flatten()], [published.flip(0), own.labels.flatten().flip(0)]]
+    torch.save({"data": sets, "accs_all_exps": {"ConvNet": [torch.tensor(0.9)]}}, path)
+    before = repository.json("dvc", "metrics", "show")[""]["data"]
+    try:
+        ran = repository.stages_run_by("dvc", "exp", "run", "-S", f"evaluate.images={path.name}")
+        assert set(ran) == EVALUATE | {"render"}
+        after = repository.json("dvc", "metrics", "show")[""]["data"]
+        name = "results/evaluate/mlp/metrics.json"
+        new, old = (found[name]["data"]["mlp"]["accuracy"] for found in (after, before))
+        assert abs(new - old) < 3  # the same images, and a second set in another order
+        table = (repository.folder / "results/evaluate/mlp/curve.csv").read_text()
+        assert len(table.splitlines()) == 2 and "\nmlp,0," in table
+        drawn = {path.stem for path in (repository.folder / "results/figures").iterdir()}
+        assert drawn == {"synthetic", *OF_EVALUATE}
+        assert path.name in (repository.folder / "results/report.md").read_text()
+    finally:
+        path.unlink()
+
+
+def test_a_stage_says_what_it_does_and_how_it_ended(repository: Repository) -> None:
+    """Two lines; no bar where there is no terminal."""
+    done = subprocess.run(
+        [sys.executable, "stages/evaluate.py", "--network", "mlp"],
+        cwd=repository.folder,
+        env=repository.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    first, last = done.stdout.splitlines()
+    assert re.fullmatch(r"evaluate mlp: 4 networks of 5 epochs; CPU, \d+ threads?.*", first)
+    assert re.fullmatch(r"evaluate mlp: [\d.]+% \(n = 2\), [\d.]+% of the ceiling [\d.]+%", last)
+
+
+def test_rendering_twice_gives_the_same_bytes(repository: Repository) -> None:
+    before = repository.files("results/figures/*", "results/vector/*", "results/report.*")
+    repository.run("python", "stages/render.py")
+    after = repository.files(*before)
+    assert len(before) == 2 * len(FIGURES) + 1 + 2
+    assert [name for name in before if before[name] != after[name]] == []
 
 
 MISTAKES = {

@@ -11,9 +11,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
+from condensation.documents import Block, Heading, Picture, Table, to_html
+from condensation.figure_style import save
+from condensation.plots import retained_bars
 from conftest import ROOT, environment_of_commands
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -76,8 +82,8 @@ def write_data(folder: Path, plots: list[str | dict[str, dict[str, Any]]], scale
                 write_csv(path, "iteration,class,loss", rows)
             elif settings["template"] == "networks":  # a file for each network, or one for all
                 networks = [path.parent.name] if path.parent.name in NETWORKS else NETWORKS
-                rows = [(n, i, 60 + i, scale, 5, 99) for n in networks for i in ITERATIONS]
-                write_csv(path, "network,iteration,accuracy,std,n,ceiling", rows)
+                rows = [(n, i, 2.5 * i, 60 + i, scale, 5, 99) for n in networks for i in ITERATIONS]
+                write_csv(path, "network,iteration,seconds,accuracy,std,n,ceiling", rows)
 
 
 class Elements(HTMLParser):
@@ -123,6 +129,30 @@ def test_page_refers_to_files_of_the_repository_only(repository: Path, page: str
                 assert (folder / target).is_file(), f"<{tag}> refers to {target}"
 
 
+def browse(page: Path, folder: Path, *options: str) -> str:
+    """Return what a browser without a network prints; its files go into `folder`."""
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    browser = [str(CHROMIUM), *FLAGS, offline, f"--user-data-dir={folder}", *options]
+    return run(*browser, page.as_uri(), folder=folder)
+
+
+def screenshot(page: Path, folder: Path, height: int) -> np.ndarray:
+    """Return a picture of a page as grey values, and leave it in `folder` to be looked at."""
+    path = folder / f"{page.parent.name}-{page.stem}.png"
+    browse(
+        page, folder, "--hide-scrollbars", f"--window-size=1360,{height}", f"--screenshot={path}"
+    )
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"))
+
+
+def note_widths(page: Path) -> None:
+    """Let the page note how wide each of its images is, once it is loaded: 0 is a broken one."""
+    note = "for (const image of document.images) image.dataset.width = image.naturalWidth"
+    script = f"<script>addEventListener('load', () => {{ {note} }})</script></body>"
+    page.write_text(page.read_text().replace("</body>", script))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {', '.join(BROWSERS)}")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_plot_is_drawn(repository: Path, tmp_path: Path, page: str) -> None:
@@ -130,29 +160,49 @@ def test_every_plot_is_drawn(repository: Path, tmp_path: Path, page: str) -> Non
     arguments, revisions = PAGES[page]
     run("dvc", "plots", *arguments, folder=repository)
     index = repository / "dvc_plots" / "index.html"
-    note_widths = "for (const image of document.images) image.dataset.width = image.naturalWidth"
-    script = f"<script>addEventListener('load', () => {{ {note_widths} }})</script></body>"
-    index.write_text(index.read_text().replace("</body>", script))
-
-    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
-    browser = [str(CHROMIUM), *FLAGS, offline, f"--user-data-dir={tmp_path}", "--dump-dom"]
-    elements = Elements(run(*browser, index.as_uri(), folder=tmp_path)).found
+    note_widths(index)
+    elements = Elements(browse(index, tmp_path, "--dump-dom")).found
 
     marks = [a for _, a in elements if a.get("role") == "graphics-symbol"]
     lines = [a for a in marks if a["aria-roledescription"] == "line mark"]
     labels = [label["aria-label"] for label in lines]
     by_network = [re.search(r"network: (\S+); revision: (\S+)", label) for label in labels]
     by_class = [re.search(r"class: (\S+); revision: (\S+)", label) for label in labels]
-    assert sorted(m.groups() for m in by_network if m) == sorted(product(NETWORKS, revisions))
+    drawn_twice = 2 * sorted(product(NETWORKS, revisions))  # by iterations and by seconds
+    assert sorted(m.groups() for m in by_network if m) == sorted(drawn_twice)
     assert sorted(m.groups() for m in by_class if m) == sorted(product(CLASSES, revisions))
-    assert len(lines) == (len(NETWORKS) + len(CLASSES) + 1) * len(revisions)
+    assert len(lines) == (2 * len(NETWORKS) + len(CLASSES) + 1) * len(revisions)
     for line in lines:  # M x,y L x,y ...: a point for each iteration, each of them a number
         assert re.fullmatch(r"M[-\d.e,]+(L[-\d.e,]+)*", line.get("d", "")), line
         assert line["d"].count("L") == len(ITERATIONS) - 1
     bars = [a for a in marks if a["aria-roledescription"] == "rule mark"]
     spreads_and_ceiling = len(ITERATIONS) + 1
-    assert len(bars) == len(NETWORKS) * spreads_and_ceiling * len(revisions)
+    assert len(bars) == 2 * len(NETWORKS) * spreads_and_ceiling * len(revisions)
 
     images = [attributes for tag, attributes in elements if tag == "img"]
     assert len(images) == len(FIGURES) * len(revisions)
     assert all(image["data-width"] != "0" for image in images)
+
+    # Ink in the area of the plots, in shades that differ: nothing is blank in a print either.
+    shades = screenshot(index, tmp_path, 1400)[150:]
+    assert (shades < 128).mean() > 0.005 and len(np.unique(shades)) > 50
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {', '.join(BROWSERS)}")
+def test_the_report_is_shown_without_a_network(tmp_path: Path) -> None:
+    """Each picture of the file is one, and lies beside its table on a page of moderate width."""
+    curve = pd.DataFrame(
+        {"iteration": [5], "accuracy": [70.0], "std": [1.0], "n": [3], "ceiling": [99.0]}
+    )
+    figure = tmp_path / "retained.png"
+    save(retained_bars({"mlp": curve}), figure, dpi=100)
+    table = Table(("network", "n"), [("mlp", "3")])
+    blocks: list[Block] = [Heading("Accuracy"), table, Picture(figure, "Bars")]
+    page = tmp_path / "report.html"
+    page.write_text(to_html("Report", blocks))
+    shades = screenshot(page, tmp_path, 700)
+    assert (shades < 128).mean() > 0.005 and (shades > 250).mean() > 0.8
+    note_widths(page)
+    elements = Elements(browse(page, tmp_path, "--dump-dom")).found
+    (width,) = [attributes["data-width"] for tag, attributes in elements if tag == "img"]
+    assert int(width) == 900

@@ -243,18 +243,23 @@ def check_file(name: str) -> None:
 
 
 def check_settings(assignments: list[str], tmp_path: Path) -> None:
-    """Check that the settings of `-S key=value` exist and take the values."""
+    """Check that the settings of `-S key=value` exist and take the values, all of them together."""
+    settings: Any = yaml.safe_load((ROOT / "params.yaml").read_text())
+    takes: list[tuple[dict[str, Any], str, list[Any]]] = []
     for assignment in assignments:
         key, _, given = assignment.partition("=")
-        values = [given] if given.startswith("[") else given.split(",")
-        for value in values if "(" not in given else []:
-            settings: Any = yaml.safe_load((ROOT / "params.yaml").read_text())
-            *sections, name = key.split(".")
-            section = settings
-            for part in sections:
-                section = section.get(part, {})
-            assert name in section, f"README.md: no setting {key}"
-            section[name] = yaml.safe_load(value)
+        *sections, name = key.split(".")
+        section = settings
+        for part in sections:
+            section = section.get(part, {})
+        assert name in section, f"README.md: no setting {key}"
+        if "(" not in given:
+            values = [given] if given.startswith("[") else given.split(",")
+            takes.append((section, name, [yaml.safe_load(value) for value in values]))
+            section[name] = takes[-1][2][0]
+    for section, name, loaded in takes:
+        for value in loaded:
+            section[name] = value
             (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
             load_params(tmp_path / "params.yaml")
 

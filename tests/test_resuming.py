@@ -92,7 +92,7 @@ def test_a_process_that_is_killed_goes_on_and_ends_the_same(
     assert outputs(folder) == outputs(folders[0])
     text = (folder / "results/condense/timing.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
-    assert [int(row["iteration"]) for row in rows] == [0, 3, 10, 15]
+    assert [int(row["iteration"]) for row in rows] == list(range(16))  # 20 frames of 15
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds)
 
@@ -125,7 +125,7 @@ def test_stages_that_are_stopped_after_every_few_steps_end_the_same(
     def offer_and_stop(self: Checkpoint, make_state: Callable[[], State]) -> None:
         if next(offers) % every == 0 and not signals:
             signals.append(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, as from outside
             while self._interruption.number is None:  # the main thread takes it
                 time.sleep(0.001)
         offer(self, make_state)

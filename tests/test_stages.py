@@ -1,15 +1,17 @@
 """The pieces of the stage scripts that are not in a module."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from condensation.datasets import Dataset
 from condensation.image_sets import ImageSet
-from condensation.params import load_params
-from condense import PUBLISHED_LOOPS, loops
+from condensation.params import Params, load_params
+from condense import PUBLISHED_LOOPS, frame_iterations, loops
 from conftest import ROOT
-from evaluate import list_tasks, spread
+from evaluate import list_tasks, load_sets, spread
 
 IMAGES = ImageSet(
     torch.zeros(1, 1, 2, 2),
@@ -52,3 +54,42 @@ def test_final_images_are_evaluated_with_the_full_number_and_snapshots_with_fewe
 
 def test_spread_is_the_sample_standard_deviation() -> None:
     assert spread([1.0, 3.0]) == "1.41" and spread([1.0]) == ""
+
+
+@pytest.mark.parametrize(
+    ("iterations", "num_frames", "expected"),
+    [(9, 4, {0, 1, 4, 9}), (100, 2, {0, 100}), (2, 20, {0, 1, 2}), (1, 5, {0, 1})],
+)
+def test_frames_are_closer_at_the_beginning(
+    iterations: int, num_frames: int, expected: set[int]
+) -> None:
+    assert frame_iterations(iterations, num_frames) == expected
+
+
+def evaluating(images: Path) -> Params:
+    """Return the settings with images from elsewhere."""
+    evaluate = dataclasses.replace(PARAMS.evaluate, images=str(images))
+    return dataclasses.replace(PARAMS, evaluate=evaluate)
+
+
+def test_images_from_elsewhere_have_no_snapshots() -> None:
+    tasks = list_tasks(PARAMS, "mlp", {0: [IMAGES]})
+    assert tasks == [(0, 0, n) for n in range(PARAMS.evaluate.by_network["mlp"].num_networks)]
+
+
+@pytest.mark.parametrize("size", [28, 8])
+def test_images_from_elsewhere_have_to_fit(
+    size: int, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """They come in the scale of the real images; another size is refused."""
+    pixels = torch.rand(3, 1, size, size)
+    path = tmp_path / "set.pt"
+    torch.save([pixels, torch.arange(3)], path)
+    if size == 8:
+        with pytest.raises(
+            ValueError, match=r"evaluate\.images: .*set\.pt .*\(1, 8, 8\); the data"
+        ):
+            load_sets(evaluating(path), "mlp", tiny_dataset)
+        return
+    ((found,),) = load_sets(evaluating(path), "mlp", tiny_dataset).values()
+    torch.testing.assert_close(found.images, (pixels - 0.5) / 0.3)
