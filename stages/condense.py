@@ -7,6 +7,7 @@ Shapes: K = independent sets, C = classes, S = synthetic images a class, R = rea
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,12 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     )
 
 
-def make_match(params: Params) -> Any:
-    """Return the matching step of a number: with curvature where it is due, else without."""
+Match = Callable[[int, list[Network], Tensor, Tensor, list[Theta], range], Matched]
+"""`(number of the step, network, images, real batch, theta and seed of each set)`."""
+
+
+def make_match(params: Params) -> Match:
+    """Return the matching step: with curvature where it is due, else without."""
     settings = params.condense
     distance = DISTANCES[settings.distance]
     curvature = None

@@ -18,17 +18,17 @@ from condensation.health import EXPLODED, Watch, all_finite, not_finite
 from workspace import make_workspace, outputs, run_here, run_stage
 
 NAMES = ("a", "b")
-IMAGES = torch.randn(2, 1, 1, 4, 4)
+IMAGES = torch.randn(1, 2, 1, 1, 4, 4)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_named(bad: float) -> None:
-    assert not_finite(torch.tensor([1.0, 2.0]), IMAGES, NAMES) is None
-    lost = not_finite(torch.tensor([1.0, bad]), IMAGES, NAMES)
+    assert not_finite(torch.tensor([[1.0, 2.0]]), IMAGES, NAMES) is None
+    lost = not_finite(torch.tensor([[1.0, bad]]), IMAGES, NAMES)
     assert lost == "the matching loss is not finite (classes: b)"
     images = IMAGES.clone()
-    images[0, 0, 0, 1, 2] = bad
-    lost = not_finite(torch.tensor([1.0, 2.0]), images, NAMES)
+    images[0, 0, 0, 0, 1, 2] = bad
+    lost = not_finite(torch.tensor([[1.0, 2.0]]), images, NAMES)
     assert lost == "the synthetic images are not finite (classes: a)"
     assert all_finite({"w": IMAGES}) and not all_finite({"v": IMAGES, "w": images})
 
@@ -36,24 +36,24 @@ def test_what_is_not_finite_is_named(bad: float) -> None:
 def test_an_exploding_loss_is_warned_of_once() -> None:
     watch = Watch(NAMES, None)
     said = [
-        watch.look(iteration, torch.tensor([loss, 0.0]), IMAGES, IMAGES)
+        watch.look(iteration, torch.tensor([[loss, 0.0]]), IMAGES, IMAGES)
         for iteration, loss in enumerate([2.0, 2 * EXPLODED, 3 * EXPLODED, 4 * EXPLODED], start=1)
     ]
     assert [len(lines) for lines in said] == [0, 0, 1, 0]
     assert said[2][0].startswith("the matching loss of iteration 3 is 300, 2 at first; look at")
-    resumed = Watch(NAMES, 2.0).look(3, torch.tensor([3 * EXPLODED, 0.0]), IMAGES, IMAGES)
+    resumed = Watch(NAMES, 2.0).look(3, torch.tensor([[3 * EXPLODED, 0.0]]), IMAGES, IMAGES)
     assert resumed == said[2]
 
 
 def test_a_zero_gradient_is_warned_of_once_with_its_reason() -> None:
-    watch, loss = Watch(NAMES, None), torch.ones(2)
+    watch, loss = Watch(NAMES, None), torch.ones(1, 2)
     gradient, images = IMAGES.clone(), IMAGES.clone()
     assert watch.look(1, loss, gradient, images) == []
-    gradient[1] = 0
+    gradient[:, 1] = 0
     (line,) = watch.look(2, loss, gradient, images)
     assert "is zero at iteration 2 for the classes b: the network does not respond" in line
-    gradient[0] = 0
-    images[0] = -0.4
+    gradient[:, 0] = 0
+    images[:, 0] = -0.4
     (line,) = watch.look(3, loss, gradient, images)
     assert "is zero at iteration 3 for the classes a: its images are constant" in line
     assert watch.look(4, loss, gradient, images) == []
@@ -210,7 +210,10 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_at_the_end_of_a_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],  # what is printed must not go to a file: it would be full
 ) -> None:
     """The last good outputs stay, all of them."""
     folder = make_workspace(tmp_path)
