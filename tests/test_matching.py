@@ -24,6 +24,11 @@ from conftest import NUM_CLASSES, SMALL_SHAPE, central_difference, random_images
 
 WEIGHT = 0.3
 NUM_REAL = 5
+EVERY_NETWORK = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("alexnet", "vgg11", "resnet18") else name
+    for name in NETWORKS
+]
+"""The deep ones take minutes in all."""
 FORMS = [None, *CURVATURE_FORMS]
 
 
@@ -62,7 +67,7 @@ def match_one_set(
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("form", [None, "hvp"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_step_equals_the_class_loop_of_the_reference(
     name: str, form: str | None, distance: str
 ) -> None:
@@ -104,7 +109,7 @@ def test_image_gradients_equal_central_differences(
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("form", CURVATURE_FORMS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_curvature_moves_every_class_as_far_as_its_weight_says(
     name: str, form: str, distance: str
 ) -> None:
@@ -121,7 +126,7 @@ def test_curvature_moves_every_class_as_far_as_its_weight_says(
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_both_terms_are_zero_where_synthetic_and_real_images_are_the_same(
     name: str, form: str | None, distance: str
 ) -> None:
@@ -205,7 +210,7 @@ def test_the_gap_is_weighed_by_the_explicit_matrix(form: str) -> None:
         assert matched.curvature >= 0 and torch.linalg.eigvalsh(matrix).min() > -1e-12
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_ggn_is_never_negative(name: str) -> None:
     for distance in DISTANCES:
         assert match_one_set(*case(name), distance, curvature("ggn")).curvature.min() >= 0
