@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -126,9 +125,8 @@ def test_stages_that_are_stopped_after_every_few_steps_end_the_same(
     def offer_and_stop(self: Checkpoint, make_state: Callable[[], State]) -> None:
         if next(offers) % every == 0 and not signals:
             signals.append(signal.SIGTERM)
-            # To the main thread, which takes signals and would not wake for another thread's.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            while self._interruption.number is None:
+            os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, as from outside
+            while self._interruption.number is None:  # the main thread takes it
                 time.sleep(0.001)
         offer(self, make_state)
 
