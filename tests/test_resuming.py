@@ -172,13 +172,15 @@ def test_soak(
     kills: Counter[str] = Counter()
     resumed = finished = 0
     folder = make_workspace(tmp_path / "killed", **settings)
+    begin = time.monotonic()
     assert run_stage(folder, "initialize").returncode == 0
+    longest = 3 * (time.monotonic() - begin)  # most of the first third is the import of PyTorch
     while kills.total() < SOAK or not finished:
         last = kills.total() >= SOAK
         process = start(folder, "condense")
         number = draw.choice(SIGNALS)
         try:
-            _, said = process.communicate(timeout=300 if last else draw.uniform(0, 8))
+            _, said = process.communicate(timeout=300 if last else draw.uniform(0, longest))
         except subprocess.TimeoutExpired:
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
