@@ -1,6 +1,5 @@
 """Each network trained on the whole real training set: the ceiling -> results/baseline."""
 
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -16,9 +15,10 @@ from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
 from condensation.networks import build_network, freeze_statistics, init_theta
-from condensation.params import Params, load_params, run_stage
+from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
+from condensation.spread import standard_deviation
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
 
@@ -27,17 +27,8 @@ BATCH_NORM_IMAGES = 2000
 
 
 def main() -> None:
-    """Run the stage for one network.
-
-    Raises:
-        ValueError: The network is not in evaluate.networks.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", required=True)
-    name: str = parser.parse_args().network
-    params = load_params(Path("params.yaml"))
-    if name not in params.evaluate.networks:
-        raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
+    """Run the stage for one network."""
+    params, name = load_params_of_network(__doc__)
     keep_freed_memory()
     set_determinism()
     device = choose_device(params.device)
@@ -119,7 +110,7 @@ def baseline(
     mean = statistics.fmean(scores)
     record = {
         "ceiling": round(mean, 2),
-        "ceiling_std": round(statistics.stdev(scores), 2) if len(scores) > 1 else None,
+        "ceiling_std": standard_deviation(scores),
         "ceiling_n": len(scores),
     }
     write_csv(

@@ -41,7 +41,7 @@ from condensation.product import write_product
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
 from condensation.sources import SOURCES
-from condensation.states import State
+from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
 from condensation.workers import parallel_map
 
@@ -147,13 +147,12 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     optimiser = torch.optim.SGD(
         [images], lr=settings.image_learning_rate, momentum=settings.image_momentum
     )
-    if done.momentum is not None:
-        optimiser.state[images]["momentum_buffer"] = done.momentum
+    put_momentum(done.momentum, optimiser, {"images": images})
 
     def progress(iteration: int, image_step: int, thetas: list[Theta], total: Tensor) -> State:
         return dataclasses.replace(
             done,
-            momentum=optimiser.state[images].get("momentum_buffer"),
+            momentum=momentum_of(optimiser, {"images": images}),
             iteration=iteration,
             image_step=image_step,
             thetas=thetas,
@@ -313,15 +312,15 @@ def write_sets(
             record = {**metadata, "iteration": str(iteration)}
             synthetic = dataclasses.replace(begun, images=images[k], metadata=record)
             write_synthetic_set(set_path(OUTPUT, k, iteration), synthetic)
-            if iteration == settings.iterations:
-                path = set_path(OUTPUT, k)
-                write_synthetic_set(path, synthetic)
-                outer, inner = loops(params)
-                made = {**record, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
-                hidden = {"condense", "iteration", "snapshots", "frames"}
-                hidden |= {"curvature"} if params.order == 1 else set()
-                made = {name: value for name, value in made.items() if name not in hidden}
-                write_product(path.parent, synthetic, SOURCES[params.dataset], made)
+        last = {**metadata, "iteration": str(settings.iterations)}
+        final = dataclasses.replace(begun, images=snapshots[settings.iterations][k], metadata=last)
+        path = set_path(OUTPUT, k)
+        write_synthetic_set(path, final)
+        outer, inner = loops(params)
+        made = {**metadata, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
+        hidden = {"condense", "snapshots", "frames", *(["curvature"] if params.order == 1 else [])}
+        shown_settings = {name: value for name, value in made.items() if name not in hidden}
+        write_product(path.parent, final, SOURCES[params.dataset], shown_settings)
 
 
 def write_curves(done: Condensation, class_names: tuple[str, ...], device: str) -> None:

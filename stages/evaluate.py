@@ -4,7 +4,6 @@ By one of the published protocols: every number is of the last epoch, and nothin
 images that are scored.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -24,14 +23,14 @@ from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
-from condensation.image_sets import ImageSet, load_image_set, load_image_sets
+from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
 from condensation.networks import build_network, freeze_statistics, init_theta
-from condensation.params import Params, load_params, run_stage
+from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
 from condensation.sources import SOURCES
-from condensation.spread import spread_of_sets
+from condensation.spread import spread_of_sets, standard_deviation
 from condensation.training import predict, tenth_after_half, train
 from condensation.workers import parallel_map
 
@@ -45,17 +44,8 @@ class Task(NamedTuple):
 
 
 def main() -> None:
-    """Run the stage for one network.
-
-    Raises:
-        ValueError: The network is not in evaluate.networks.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", required=True)
-    name: str = parser.parse_args().network
-    params = load_params(Path("params.yaml"))
-    if name not in params.evaluate.networks:
-        raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
+    """Run the stage for one network."""
+    params, name = load_params_of_network(__doc__)
     keep_freed_memory()
     set_determinism()
     device = choose_device(params.device)
@@ -109,11 +99,6 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
         "protocol": chosen_protocol(params)[1],
         "network": params.evaluate.by_network[name],
     }
-
-
-def is_folder(images: str) -> bool:
-    """Tell whether evaluate.images is a folder of this pipeline rather than a file."""
-    return Path(images).suffix == ""
 
 
 def load_sets(params: Params, name: str, real: Dataset) -> dict[int, list[ImageSet]]:
@@ -273,7 +258,7 @@ def write_results(
     record = {
         "accuracy": round(mean, 2),
         "retained": round(100 * mean / ceiling, 2),
-        "std": float(spread(final)) if len(final) > 1 else None,
+        "std": standard_deviation(final),
         "std_between_sets": of_sets.between,
         "std_within_sets": of_sets.within,
         "n": len(final),
@@ -314,7 +299,8 @@ def write_classes(
 
 def spread(values: list[float]) -> str:
     """Sample standard deviation as text; nothing where there is one value."""
-    return f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    std = standard_deviation(values)
+    return "" if std is None else f"{std:.2f}"
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from condensation.animation import animation
-from condensation.artefacts import read_synthetic_set
+from condensation.artefacts import read_synthetic_set, set_path
 from condensation.class_plots import class_accuracies, confusion_panels
 from condensation.datasets import Dataset, load_training
 from condensation.documents import to_html, to_markdown
 from condensation.figure_style import save
 from condensation.files import write_bytes
 from condensation.image_grids import image_grid, snapshot_strip, start_and_end
-from condensation.image_sets import load_image_sets
+from condensation.image_sets import is_folder, load_image_sets
 from condensation.params import Params, load_params, run_stage
 from condensation.plots import accuracy_curve, loss_curve, retained_bars
 from condensation.report import report_blocks
@@ -49,7 +49,7 @@ def main() -> None:
         "confusion": confusion_panels(confusions, dataset.class_names),
     }
     files = {}
-    if not Path(params.evaluate.images).suffix:  # images from elsewhere have no history
+    if is_folder(params.evaluate.images):  # images from elsewhere have no history
         loss = pd.read_csv(RESULTS / "condense/loss.csv")
         loss_by_class = pd.read_csv(RESULTS / "condense/loss_by_class.csv", dtype=text)
         drawn["loss"] = loss_curve(loss, loss_by_class, dataset.class_names)
@@ -81,16 +81,14 @@ def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
     real = first_images(dataset, params.render.real_examples)
     names = dataset.class_names
     path = Path(params.evaluate.images)
-    if path.suffix:
+    if not is_folder(path):
         source = SOURCES[params.dataset]
         published = (names, source.published_mean, source.published_std)
         first = load_image_sets(path, params.evaluate.images_scale, *published)[0]
         return {"synthetic": image_grid(first.by_class.numpy(), real, names)}
     last = params.condense.iterations
     pixels = {
-        iteration: read_synthetic_set(
-            path / f"snapshots/{iteration:06d}.safetensors"
-        ).pixels.numpy()
+        iteration: read_synthetic_set(set_path(path, 0, iteration)).pixels.numpy()
         for iteration in {0, *params.condense.snapshots, last}
     }
     evaluated = {i: pixels[i] for i in {*params.condense.snapshots, last}}
@@ -125,7 +123,7 @@ def read_runs(params: Params) -> list[tuple[str, str, float, str]]:
     last = pd.read_csv(RESULTS / "condense/timing.csv").iloc[-1]
     did = f"{last['iteration']} iterations"
     runs = []
-    if not Path(params.evaluate.images).suffix:
+    if is_folder(params.evaluate.images):
         runs.append(("condense", did, float(last["seconds"]), str(last["device"])))
     for stage in ("evaluate", "baseline"):
         for name in params.evaluate.networks:

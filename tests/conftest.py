@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def central_difference(function: Callable[[Tensor], Tensor], at: Tensor, along: 
     """Return the derivative of `function` at a point in a direction, to about 1e-9 in float64."""
     step = 1e-6
     return (function(at + step * along) - function(at - step * along)) / (2 * step)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of each value of params.yaml; a list is one value."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from condensation.fingerprints import fingerprint
 from condensation.interruption import Interrupted, Interruption
 from condensation.params import Params, load_params
 from condensation.states import State, decode_state, encode_state
-from conftest import ROOT
+from conftest import ROOT, leaves
 from workspace import change
 
 STATE = State(
@@ -340,15 +340,6 @@ def identity(stage: str, params: Params) -> str:
     return fingerprint(found, [])
 
 
-def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of each setting."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 OTHER_VALUES: dict[str, Any] = {
     "order": 2,
     "network": "mlp",
@@ -389,7 +380,7 @@ def test_the_name_depends_on_each_setting_of_the_stage_and_on_no_other(
     ]
     before = identity(stage, load_params(ROOT / "params.yaml"))
     checked = 0
-    for key in keys(SETTINGS):
+    for key in leaves(SETTINGS):
         if key in FIXED:
             continue
         value: Any = SETTINGS

@@ -8,7 +8,6 @@ import ast
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
 
 from condensation.params import registry_names
-from conftest import ROOT
+from conftest import ROOT, leaves
 
 STAGES = ROOT / "stages"
 PACKAGE = STAGES / "condensation"
@@ -121,15 +120,6 @@ def test_no_module_hides_one_of_the_standard_library() -> None:
 
 # Settings. `networks.*.width` stands for the width of any network: which ones there are is the
 # reader's choice, and the cells of a matrix differ in nothing else.
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of each value of params.yaml; a list is one value."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def any_network(key: str) -> str:

@@ -55,7 +55,12 @@ class SyntheticSet:
     @property
     def pixels(self) -> Tensor:
         """(C, S, ch, h, w): the images as pixel values, limited to [0, 1], for looking at."""
-        return (self.images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)).clamp(0, 1)
+        return denormalise(self.images, self.mean, self.std).clamp(0, 1)
+
+
+def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return images (..., ch, h, w) as pixel values, which need not lie in [0, 1]."""
+    return images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
 
 
 def set_path(folder: Path, index: int, iteration: int | None = None) -> Path:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condensation.affine import rotations, shifts
 from condensation.siamese_augmentation import siamese, siamese_without_flip
 
 
@@ -74,22 +75,16 @@ def crop_scale_rotate(
     not rounded to whole pixels and degrees, a crop moves by -4 to 4 pixels (there: to 3), and
     rotate interpolates by cubic convolution (there: cubic splines).
     """
-    height, width = size
     kind = torch.randint(3, (num_images,), generator=generator)
     shift = torch.randint(-CROP_PADDING, CROP_PADDING + 1, (num_images, 2), generator=generator)
     scale = 1 + SCALE_RANGE * (2 * torch.rand(num_images, 2, generator=generator) - 1)
     angle = math.radians(ROTATION_RANGE) * (2 * torch.rand(num_images, generator=generator) - 1)
 
-    crop, scaling, rotation = (torch.zeros(num_images, 2, 3) for _ in range(3))
-    crop[:, 0, 0] = crop[:, 1, 1] = 1
-    crop[:, :, 2] = 2 * shift / torch.tensor([width, height])
+    scaling = torch.zeros(num_images, 2, 3)
     scaling[:, 0, 0] = 1 / scale[:, 1]
     scaling[:, 1, 1] = 1 / scale[:, 0]
-    # Places are in units of half the width and half the height: a turn mixes the two.
-    rotation[:, 0, 0] = rotation[:, 1, 1] = angle.cos()
-    rotation[:, 0, 1] = -angle.sin() * height / width
-    rotation[:, 1, 0] = angle.sin() * width / height
-    matrices = torch.stack([crop, scaling, rotation])[kind, torch.arange(num_images)]
+    changes = torch.stack([shifts(shift, size), scaling, rotations(angle, size)])
+    matrices = changes[kind, torch.arange(num_images)]
     return AffineAugmentation(matrices, kind == 1)
 
 

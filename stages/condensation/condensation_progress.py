@@ -3,6 +3,7 @@
 Shapes: K = sets, C = classes, S = synthetic images a class, image = (ch, h, w).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ class Condensation:
     Attributes:
         images: (K, C, S, ch, h, w), the synthetic images.
         good: Of their shape, as they were before this iteration: known to be finite.
-        momentum: Of SGD on the images, of their shape; None before the first step.
+        momentum: Of SGD on the images, as `states.momentum_of` gives it.
         iteration: The one that is worked on, from 1.
         image_step: The next one on this iteration's network, from 0.
         thetas: The parameters of each set's network; empty before the first step on them.
@@ -35,7 +36,7 @@ class Condensation:
 
     images: Tensor
     good: Tensor
-    momentum: Tensor | None
+    momentum: Mapping[str, Tensor]
     iteration: int
     image_step: int
     thetas: list[Theta]
@@ -52,7 +53,7 @@ class Condensation:
         return cls(
             images=images.clone(),
             good=images.clone(),
-            momentum=None,
+            momentum={},
             iteration=1,
             image_step=0,
             thetas=[],
@@ -67,7 +68,7 @@ class Condensation:
             "images": self.images,
             "good": self.good,
             "total": self.total,
-            **({} if self.momentum is None else {"momentum": self.momentum}),
+            **self.momentum,
             **{
                 f"theta/{k}/{name}": value
                 for k, theta in enumerate(self.thetas)
@@ -97,7 +98,9 @@ class Condensation:
         return cls(
             images=tensors["images"].to(device),
             good=tensors["good"].to(device),
-            momentum=tensors["momentum"].to(device) if "momentum" in tensors else None,
+            momentum={
+                name: value for name, value in tensors.items() if name.startswith("momentum/")
+            },
             iteration=record["iteration"],
             image_step=record["image_step"],
             thetas=list(thetas.values()),

@@ -5,7 +5,7 @@ Notation (see Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matchi
 Shapes: B = batch, image = (ch, h, w); a gradient has the shape of theta.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.func import grad
 
 from condensation.networks import Network, NetworkFunction, Theta
+
+Parts = Sequence[Tensor]
+"""Tensors of the shapes of theta, in its order."""
 
 
 def classification_loss(
@@ -65,12 +68,12 @@ def constant_loss_gradient(
         labels: (B,).
         block_size: Images that go through the network at once.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    total = {name: torch.zeros_like(value) for name, value in theta.items()}
-    for part, block, block_labels in _blocks(images, labels, block_size):
+
+    def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         loss = part * classification_loss(leaves, network.first_order, block, block_labels)
-        _add(total, torch.autograd.grad(loss, list(leaves.values())))
-    return total
+        return torch.autograd.grad(loss, list(leaves.values()))
+
+    return _sum_over_blocks(of_block, theta, images, labels, block_size)
 
 
 def constant_hessian_vector_product(
@@ -82,14 +85,14 @@ def constant_hessian_vector_product(
     block_size: int,
 ) -> Theta:
     """Return H v as a constant, a block of images at a time; see `hessian_vector_product`."""
-    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    total = {name: torch.zeros_like(value) for name, value in theta.items()}
-    for part, block, block_labels in _blocks(images, labels, block_size):
+
+    def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         loss = part * classification_loss(leaves, network, block, block_labels)
         gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
         slope = inner_product(dict(zip(leaves, gradient, strict=True)), vector)
-        _add(total, torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True))
-    return total
+        return torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
+
+    return _sum_over_blocks(of_block, theta, images, labels, block_size)
 
 
 def constant_gauss_newton_vector_product(
@@ -107,9 +110,8 @@ def constant_gauss_newton_vector_product(
     Second-Order Gradient Descent", 2002). L is positive semidefinite, so v' G v >= 0. J v is the
     derivative of <J' u, v> with respect to u.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    total = {name: torch.zeros_like(value) for name, value in theta.items()}
-    for part, block, _ in _blocks(images, labels, block_size):
+
+    def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         logits = network(leaves, block)
         direction = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(
@@ -120,21 +122,26 @@ def constant_gauss_newton_vector_product(
         with torch.no_grad():
             probability = logits.softmax(1)
             weighed = probability * (pushed - (probability * pushed).sum(1, keepdim=True))
-        product = torch.autograd.grad(
+        return torch.autograd.grad(
             logits, list(leaves.values()), part * weighed / len(block), materialize_grads=True
         )
-        _add(total, product)
-    return total
+
+    return _sum_over_blocks(of_block, theta, images, labels, block_size)
 
 
-def _add(total: Theta, part: Sequence[Tensor]) -> None:
-    for value, addend in zip(total.values(), part, strict=True):
-        value += addend
-
-
-def _blocks(
-    images: Tensor, labels: Tensor, block_size: int
-) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Yield (share of the batch, images, labels) of each block."""
+def _sum_over_blocks(
+    of_block: Callable[[Theta, float, Tensor, Tensor], Parts],
+    theta: Theta,
+    images: Tensor,
+    labels: Tensor,
+    block_size: int,
+) -> Theta:
+    # `of_block` takes theta, ready to be differentiated by; the block's share of the batch; the
+    # block's images and labels.
+    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    total = {name: torch.zeros_like(value) for name, value in theta.items()}
     for block, block_labels in zip(images.split(block_size), labels.split(block_size), strict=True):
-        yield len(block) / len(images), block, block_labels
+        parts = of_block(leaves, len(block) / len(images), block, block_labels)
+        for value, addend in zip(total.values(), parts, strict=True):
+            value += addend
+    return total

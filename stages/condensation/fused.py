@@ -8,6 +8,7 @@ goes through the ordinary modules; what only trains, scores or takes one gradien
 Shapes: N = images, h x w = their size, c = channels, o = filters; channels last inside.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -50,6 +51,15 @@ class FusedSequential(nn.Sequential):
                 images = layers[position](images)
                 position += 1
         return images
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """Return the module with its blocks fused; without any, the module itself."""
+    if type(module) is nn.Sequential:
+        layers = list(module)
+        if any(_is_block(layers[position : position + 4]) for position in range(len(layers))):
+            return FusedSequential(OrderedDict(module.named_children()))
+    return module
 
 
 def _is_block(layers: list[nn.Module]) -> bool:

@@ -14,7 +14,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from condensation.artefacts import SyntheticSet, read_synthetic_set
+from condensation.artefacts import SyntheticSet, denormalise, read_synthetic_set
 from condensation.published_formats import read_published_sets
 
 
@@ -47,7 +47,7 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
     @property
     def pixels(self) -> Tensor:
         """(N, ch, h, w): the images as pixel values, limited to [0, 1], for looking at."""
-        return (self.images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)).clamp(0, 1)
+        return denormalise(self.images, self.mean, self.std).clamp(0, 1)
 
     @property
     def by_class(self) -> Tensor:
@@ -60,7 +60,7 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """Return the same pixel values, normalised with another mean (ch,) and std (ch,)."""
         if torch.equal(mean, self.mean) and torch.equal(std, self.std):
             return self
-        pixels = self.images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        pixels = denormalise(self.images, self.mean, self.std)
         images = (pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
         return replace(self, images=images, mean=mean, std=std)
 
@@ -83,6 +83,11 @@ def load_image_set(path: str | Path) -> ImageSet:
         ValueError: The file is missing, damaged or not a synthetic set.
     """
     return flat(read_synthetic_set(Path(path)))
+
+
+def is_folder(images: str | Path) -> bool:
+    """Tell whether evaluate.images is a folder of this pipeline rather than a file."""
+    return Path(images).suffix == ""
 
 
 def load_image_sets(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from condensation.deep_networks import alexnet, resnet18, vgg11
-from condensation.fused import FusedSequential
+from condensation.fused import fused
 from condensation.layers import ACTIVATIONS, POOLINGS, mnist_border, require_size
 from condensation.normalisation import NORMS, BatchNorm, channel_statistics
 
@@ -43,27 +43,25 @@ class Network:
                 frozen then.
         """
         self.module = module
-        self.fused = module
-        if type(module) is nn.Sequential:
-            self.fused = FusedSequential(OrderedDict(module.named_children()))
+        self.fused = fused(module)
         self.statistics = statistics or {}
         self._of_thread = threading.local()
 
     def __call__(self, theta: Theta, images: Tensor) -> Tensor:
         """Return the logits (B, C) of images (B, ch, h, w)."""
-        return self._call("module", theta, images)
+        return self._call(self.module, theta, images)
 
     def first_order(self, theta: Theta, images: Tensor) -> Tensor:
         """Return the same logits, sooner; differentiable once, and not for `torch.func`."""
-        return self._call("fused", theta, images)
+        return self._call(self.fused, theta, images)
 
-    def _call(self, kind: str, theta: Theta, images: Tensor) -> Tensor:
+    def _call(self, module: nn.Module, theta: Theta, images: Tensor) -> Tensor:
         # `functional_call` puts theta into the module while it runs, so each thread needs its own.
-        if not hasattr(self._of_thread, kind):
-            setattr(self._of_thread, kind, copy.deepcopy(getattr(self, kind)))
-        logits: Tensor = torch.func.functional_call(
-            getattr(self._of_thread, kind), {**theta, **self.statistics}, (images,)
-        )
+        copies: dict[nn.Module, nn.Module] = self._of_thread.__dict__.setdefault("copies", {})
+        if module not in copies:
+            copies[module] = copy.deepcopy(module)
+        values = {**theta, **self.statistics}
+        logits: Tensor = torch.func.functional_call(copies[module], values, (images,))
         return logits
 
     @property

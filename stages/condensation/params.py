@@ -5,6 +5,7 @@ from the source text of their registries rather than imported, so that a stage d
 modules it computes with: adding a distance does not rerun `evaluate`.
 """
 
+import argparse
 import ast
 import dataclasses
 import difflib
@@ -213,6 +214,24 @@ def load_params(path: Path) -> Params:
             "between them all image steps would see the same network: takes 1 or more, or outer 1"
         )
     return params
+
+
+def load_params_of_network(description: str | None) -> tuple[Params, str]:
+    """Read params.yaml, and the network that `--network` names: the start of a stage for each.
+
+    Args:
+        description: Of the script, for `--help`.
+
+    Raises:
+        ValueError: The network is not in evaluate.networks, or as of `load_params`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--network", required=True)
+    name: str = parser.parse_args().network
+    params = load_params(Path("params.yaml"))
+    if name not in params.evaluate.networks:
+        raise ValueError(f"--network: got {name}, takes {' | '.join(params.evaluate.networks)}")
+    return params, name
 
 
 def registry_names(file: str, registry: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from condensation.documents import Block, Heading, Paragraph, Picture, Table
+from condensation.image_sets import is_folder
 
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "safetensors", "dvc")
 
@@ -106,7 +107,7 @@ def spread_text(mean: float | None, std: float | None, n: float | None, digits: 
 
 def _summary(settings: Mapping[str, Any]) -> str:
     images = settings["evaluate"]["images"]
-    if Path(images).suffix:
+    if not is_folder(images):
         return f"Networks trained on the synthetic images of `{images}`, which were made elsewhere."
     return (
         f"`{settings['dataset']}` condensed to {settings['ipc']} synthetic "

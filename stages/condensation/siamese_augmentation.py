@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condensation.affine import rotations, shifts
+
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 BRIGHTNESS = 1.0
 """What is added to all pixels: U(-1/2, 1/2) times this, in units of the standard deviation."""
@@ -126,20 +128,13 @@ def _draw(
     last = torch.tensor(size) - cut_size % 2
     cut = _whole_numbers(torch.zeros_like(last), last, num_images, generator) - cut_size // 2
 
-    matrices = torch.zeros(num_images, 2, 3)
-    matrices[:, 0, 0] = matrices[:, 1, 1] = 1
-    if chosen == "crop":
-        matrices[:, :, 2] = 2 * shift / torch.tensor([width, height])
+    matrices = shifts(shift if chosen == "crop" else torch.zeros_like(shift), size)
+    if chosen == "rotate":
+        matrices = rotations(math.radians(ROTATION) * (2 * uniform[:, 6] - 1), size)
     elif chosen == "flip":
         matrices[:, 0, 0] = torch.where(uniform[:, 3] < FLIP_PROBABILITY, -1.0, 1.0)
     elif chosen == "scale":
         matrices[:, 0, 0], matrices[:, 1, 1] = (1 / SCALE + (SCALE - 1 / SCALE) * uniform[:, 4:6]).T
-    elif chosen == "rotate":
-        angle = math.radians(ROTATION) * (2 * uniform[:, 6] - 1)
-        # Places are in units of half the width and half the height: a turn mixes the two.
-        matrices[:, 0, 0] = matrices[:, 1, 1] = angle.cos()
-        matrices[:, 0, 1] = -angle.sin() * height / width
-        matrices[:, 1, 0] = angle.sin() * width / height
     nothing, whole = torch.zeros(num_images), torch.ones(num_images)
     color = chosen == "color"
     return SiameseAugmentation(

@@ -1,8 +1,13 @@
-"""The two sources of spread of an evaluation: the synthetic sets, and the networks on each."""
+"""The spread of scores, and its two sources: the synthetic sets, and the networks on each."""
 
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation, to two decimals; None where there is one value."""
+    return round(statistics.stdev(values), 2) if len(values) > 1 else None
 
 
 class Spread(NamedTuple):

@@ -57,17 +57,17 @@ def decode_state(content: bytes) -> State:
 
 
 def put_momentum(
-    state: State, optimiser: torch.optim.Optimizer, names: Mapping[str, Tensor]
+    momentum: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, names: Mapping[str, Tensor]
 ) -> None:
     """Give SGD the momentum buffers that `momentum_of` took.
 
     Args:
-        state: Where they are, under the names with `momentum/` before them.
+        momentum: What it returned, wherever it has been kept since; other tensors do no harm.
         optimiser: SGD over the tensors.
         names: Name -> the tensor that is optimised.
     """
     for name, value in names.items():
-        buffer = state.tensors.get(f"momentum/{name}")
+        buffer = momentum.get(f"momentum/{name}")
         if buffer is not None:
             optimiser.state[value]["momentum_buffer"] = (
                 torch.empty_like(value).copy_(buffer).detach()

@@ -130,7 +130,7 @@ def _restore(
     with torch.no_grad():
         for name, value in leaves.items():
             value.copy_(state.tensors[f"theta/{name}"])
-    put_momentum(state, optimiser, leaves)
+    put_momentum(state.tensors, optimiser, leaves)
     generator.set_state(state.tensors["generator"])
     device = next(iter(leaves.values())).device
     return state.record["steps"], state.tensors["order"].to(device)
