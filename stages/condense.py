@@ -40,7 +40,7 @@ from condensation.params import Params, load_params, run_stage
 from condensation.product import write_product
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
-from condensation.sources import SOURCES
+from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
 from condensation.workers import parallel_map
@@ -320,7 +320,7 @@ def write_sets(
         made = {**metadata, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
         hidden = {"condense", "snapshots", "frames", *(["curvature"] if params.order == 1 else [])}
         shown_settings = {name: value for name, value in made.items() if name not in hidden}
-        write_product(path.parent, final, SOURCES[params.dataset], shown_settings)
+        write_product(path.parent, final, source_of(params.dataset), shown_settings)
 
 
 def write_curves(done: Condensation, class_names: tuple[str, ...], device: str) -> None:

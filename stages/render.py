@@ -20,7 +20,7 @@ from condensation.image_sets import is_folder, load_image_sets
 from condensation.params import Params, load_params, run_stage
 from condensation.plots import accuracy_curve, loss_curve, retained_bars
 from condensation.report import report_blocks
-from condensation.sources import SOURCES
+from condensation.sources import short_name, source_of
 
 RESULTS = Path("results")
 
@@ -70,7 +70,7 @@ def main() -> None:
     metrics = {n: read_metrics("baseline", n) | read_metrics("evaluate", n) for n in names}
     runs = read_runs(params)
     blocks = report_blocks(files, metrics, curves, classes, runs, dataclasses.asdict(params))
-    title = f"Synthetic images of {params.dataset}"
+    title = f"Synthetic images of {short_name(params.dataset)}"
     write_bytes(RESULTS / "report.html", to_html(title, blocks).encode())
     write_bytes(RESULTS / "report.md", to_markdown(title, blocks, RESULTS).encode())
     print(f"render: {len(files)} figures in {RESULTS / 'figures'}, and {RESULTS / 'report.html'}")
@@ -82,8 +82,10 @@ def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
     names = dataset.class_names
     path = Path(params.evaluate.images)
     if not is_folder(path):
-        source = SOURCES[params.dataset]
-        published = (names, source.published_mean, source.published_std)
+        source = source_of(params.dataset)
+        mean = source.published_mean or tuple(dataset.mean.tolist())
+        std = source.published_std or tuple(dataset.std.tolist())
+        published = (names, mean, std)
         first = load_image_sets(path, params.evaluate.images_scale, *published)[0]
         return {"synthetic": image_grid(first.by_class.numpy(), real, names)}
     last = params.condense.iterations

@@ -353,6 +353,7 @@ OTHER_VALUES: dict[str, Any] = {
     "condense.curvature.form": "ggn",
     "condense.curvature.probes": "gradient",
     "condense.curvature.real_per_class": 2,
+    "prepare.image_size": 32,
     "evaluate.images_scale": "pixels",
     "evaluate.protocol": "dsa",
     "evaluate.augmentation": "none",
@@ -367,7 +368,7 @@ OTHER_VALUES: dict[str, Any] = {
 """Of settings that are no numbers; others are halved, or one is added to them."""
 
 FIXED = {"dataset", "device", "evaluate.images", "prepare.raw"}
-"""One name is registered, or the device is looked at itself, or the files are."""
+"""The device is looked at itself, or the files are."""
 
 
 @pytest.mark.parametrize("stage", ["condense", "baseline", "evaluate"])

@@ -63,7 +63,8 @@ def _or_auto(limits: Any) -> Any:
 class Prepare:
     """Settings of the stage `prepare`."""
 
-    raw: str
+    raw: str | None = _or_auto(field())
+    image_size: int | None = _or_auto(_at_least(8))
     validation_per_class: int = _at_least(1)
     seed: int = _at_least(0)
 
@@ -157,7 +158,7 @@ class Params:
     """All of params.yaml; the comments there say what each value does."""
 
     seed: int = _at_least(0)
-    dataset: str = _registered("raw_data.py", "DATASETS")
+    dataset: str = field(metadata={"registry": ("raw_data.py", "DATASETS"), "or_path": True})
     ipc: int = _at_least(1)
     sets: int = _at_least(1)
     network: str = _registered("networks.py", "NETWORKS")
@@ -403,6 +404,8 @@ def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         if hint in (int, float) and isinstance(value, str):
             hint_text = "; write numbers without quotes"
         raise ValueError(f"{key}: got {_shown(value)}, takes {takes}{hint_text}")
+    if "or_path" in metadata and ("/" in value or value.endswith(".npz")):
+        return value
     names = metadata.get("choices") or ()
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
@@ -426,6 +429,8 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
     auto = " | auto" if metadata.get("auto") else ""
+    if "or_path" in metadata:
+        auto = " | the path of a folder (with a /) or of an .npz file"
     if names:
         return " | ".join(str(name) for name in names) + auto
     text = _TYPE_NAMES[hint]
