@@ -34,7 +34,7 @@ from condensation.distances import DISTANCES
 from condensation.files import check_writable, together, write_at_once, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite
-from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
+from condensation.matching import Curvature, Matched, RealBatches, draw_probes, make_matching_step
 from condensation.networks import Network, Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.product import write_product
@@ -114,12 +114,6 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     dataset = load_training(Path("data/prepared"), params.split)
     names = dataset.class_names
     by_class = [dataset.class_images(c) for c in range(dataset.num_classes)]
-    for members, name in zip(by_class, names, strict=True):
-        if len(members) < settings.real_per_class:
-            raise ValueError(
-                f"condense.real_per_class: got {settings.real_per_class}, takes at most the "
-                f"{len(members)} real images of class '{name}'"
-            )
     network = build_network(
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
@@ -160,10 +154,14 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             seconds=time.perf_counter() - start,
         ).state()
 
-    def draw(num_per_class: int, *stream: str | int) -> Tensor:
-        # (K, C, num_per_class, ch, h, w) real images, normalised
-        drawn = [sample_by_class(by_class, num_per_class, names, seed, *stream) for seed in seeds]
-        return dataset.normalise(torch.stack(drawn).to(device))
+    def draw(num_per_class: int, *stream: str | int) -> list[list[Tensor]]:
+        # real images of each set and class, normalised: (R, ch, h, w)
+        batches = []
+        for seed in seeds:
+            drawn = sample_by_class(by_class, num_per_class, seed, *stream)
+            normalised = dataset.normalise(torch.cat(drawn).to(device))
+            batches.append([*normalised.split([len(images) for images in drawn])])
+        return batches
 
     def train_on_images(thetas: list[Theta], iteration: int, image_step: int, k: int) -> Theta:
         return train(
@@ -201,9 +199,10 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             real = draw(settings.real_per_class, "real", iteration, image_step)
             networks = [network] * params.sets
             if network.batch_norms:
-                seen = draw(BATCH_NORM_IMAGES, "batch norm", iteration, image_step).flatten(1, 2)
+                seen = draw(BATCH_NORM_IMAGES, "batch norm", iteration, image_step)
                 networks = [
-                    freeze_statistics(network, theta, seen[k]) for k, theta in enumerate(thetas)
+                    freeze_statistics(network, theta, torch.cat(seen[k]))
+                    for k, theta in enumerate(thetas)
                 ]
             matched = match(steps_done, networks, images.detach(), real, thetas, seeds)
             images.grad = matched.gradient
@@ -244,7 +243,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     )
 
 
-Match = Callable[[int, list[Network], Tensor, Tensor, list[Theta], range], Matched]
+Match = Callable[[int, list[Network], Tensor, RealBatches, list[Theta], range], Matched]
 """`(number of the step, network, images, real batch, theta and seed of each set)`."""
 
 
@@ -264,7 +263,7 @@ def make_match(params: Params) -> Match:
         number: int,
         networks: list[Network],
         images: Tensor,
-        real: Tensor,
+        real: RealBatches,
         thetas: list[Theta],
         seeds: range,
     ) -> Matched:

@@ -24,9 +24,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from condensation.artefacts import read_synthetic_set
 from condensation.datasets import load_training, write_prepared
+from condensation.randomness import generator
 from conftest import ROOT
 
 NETWORKS = ("convnet", "mlp")
@@ -297,6 +299,38 @@ def test_an_experiment_with_the_second_order(repository: Repository) -> None:
             for revision in ("HEAD", "workspace")
         }
         assert curves["HEAD"] and curves["HEAD"] != curves["workspace"]
+
+
+OWN_CLASSES = {"7": 24, "NA": 9, "a, b": 5, "leaf": 3, "sky": 2}
+"""Name -> number of images: names that a table may take for something else, and tiny classes."""
+
+
+def test_own_colour_images_in_unbalanced_classes(repository: Repository, tmp_path: Path) -> None:
+    """From a folder to the report, without a word of theirs in the repository."""
+    draw = generator(0, "own images")
+    for label, (name, count) in enumerate(OWN_CLASSES.items()):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = torch.randint(0, 128, (14, 14, 3), generator=draw)
+            pixels[:, :, label % 3] += 20 * label
+            picture = Image.fromarray(pixels.byte().numpy())
+            picture.save(tmp_path / "train" / name / f"{number}.png")
+    ran = repository.stages_run_by("dvc", "exp", "run", "-S", f"dataset={tmp_path}")
+    assert set(ran) == ALL
+    prepared = load_training(repository.folder / "data/prepared", "test")
+    assert prepared.class_names == tuple(OWN_CLASSES) and prepared.image_shape == (3, 14, 14)
+    assert prepared.labels.bincount().tolist() == [20, 8, 4, 2, 1]
+    synthetic = read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors")
+    assert synthetic.images.shape == (5, 1, 3, 14, 14)
+    metrics = repository.json("dvc", "metrics", "show")
+    values = metrics[""]["data"]["results/evaluate/mlp/metrics.json"]["data"]["mlp"]
+    assert 0 <= values["accuracy"] <= 100
+    card = (repository.folder / "data/condensed/README.md").read_text()
+    assert tmp_path.name in card and str(tmp_path) not in card
+
+    assert repository.stages_run_by("dvc", "repro") == []
+    Image.fromarray(pixels.byte().numpy()).save(tmp_path / "train/sky/2.png")
+    assert repository.stages_run_by("dvc", "repro")[0] == "prepare"
 
 
 def interrupted(repository: Repository, *command: str) -> None:

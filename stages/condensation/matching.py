@@ -151,8 +151,11 @@ def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, 
     return combined, lengths[1] / lengths[0].clamp_min(_TINY), cosine
 
 
-MatchingStep = Callable[[Tensor, Tensor, Sequence[Theta], Sequence[Sequence[Theta]]], Matched]
-"""`step(synthetic (K, C, S, ch, h, w), real (K, C, R, ch, h, w), theta and probes of each set)`."""
+RealBatches = Tensor | Sequence[Sequence[Tensor]]
+"""Of each set and class, (R, ch, h, w): a small class may have fewer images than others."""
+
+MatchingStep = Callable[[Tensor, RealBatches, Sequence[Theta], Sequence[Sequence[Theta]]], Matched]
+"""`step(synthetic (K, C, S, ch, h, w), real batches, theta and probes of each set)`."""
 
 
 def make_matching_step(
@@ -168,7 +171,7 @@ def make_matching_step(
 
     def step(
         synthetic: Tensor,
-        real: Tensor,
+        real: RealBatches,
         thetas: Sequence[Theta],
         probes: Sequence[Sequence[Theta]],
     ) -> Matched:
@@ -180,7 +183,7 @@ def make_matching_step(
                 thetas[k],
                 networks[k],
                 synthetic[k, c],
-                real[k, c],
+                real[k][c],
                 c,
                 distance,
                 curvature,
