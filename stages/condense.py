@@ -25,6 +25,7 @@ from condensation.artefacts import (
     set_path,
     write_synthetic_set,
 )
+from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoints, shown
 from condensation.condensation_progress import Condensation
 from condensation.curvature import CURVATURE_FORMS
@@ -34,11 +35,19 @@ from condensation.distances import DISTANCES
 from condensation.files import check_writable, together, write_at_once, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite
-from condensation.matching import Curvature, Matched, RealBatches, draw_probes, make_matching_step
+from condensation.matching import (
+    Curvature,
+    Matched,
+    RealBatches,
+    Siamese,
+    draw_probes,
+    make_matching_step,
+)
 from condensation.networks import Network, Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.product import write_product
 from condensation.progress import Progress
+from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
 from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
@@ -60,6 +69,11 @@ def loops(params: Params) -> tuple[int, int]:
     outer, inner = PUBLISHED_LOOPS[nearest]
     settings = params.condense
     return settings.outer or outer, inner if settings.inner is None else settings.inner
+
+
+def augmentation_name(params: Params) -> str:
+    """Return the key of `AUGMENTATIONS`; `auto` is what the published DSA takes for the dataset."""
+    return params.condense.augmentation or PROTOCOLS["dsa"](params.dataset).augmentation
 
 
 def frame_iterations(iterations: int, num_frames: int) -> set[int]:
@@ -88,6 +102,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "device": describe_device(device),
         "options": params.networks[params.network],
         "condense": params.condense,
+        "augmentation": augmentation_name(params),
     }
 
 
@@ -125,6 +140,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         check_fit(path, initial[k], dataset.image_shape, names)
     labels = initial[0].labels.flatten().to(device)
     match = make_match(params)
+    augmentation = AUGMENTATIONS[augmentation_name(params)]
+    size = (dataset.image_shape[1], dataset.image_shape[2])
     outer, inner = loops(params)
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
@@ -163,6 +180,16 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             batches.append([*normalised.split([len(images) for images in drawn])])
         return batches
 
+    def draw_siamese(steps_done: int) -> Siamese:
+        # one draw for all real and synthetic images of each set and class
+        return [
+            [
+                augmentation and augmentation(1, size, generator(seed, "siamese", steps_done, c))
+                for c in range(dataset.num_classes)
+            ]
+            for seed in seeds
+        ]
+
     def train_on_images(thetas: list[Theta], iteration: int, image_step: int, k: int) -> Theta:
         return train(
             thetas[k],
@@ -175,6 +202,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             momentum=0.0,
             weight_decay=0.0,
             generator=generator(seeds[k], "inner", iteration, image_step),
+            augmentation=augmentation,
         )
 
     several = f"{params.sets} sets of " if params.sets > 1 else ""
@@ -204,7 +232,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
                     freeze_statistics(network, theta, torch.cat(seen[k]))
                     for k, theta in enumerate(thetas)
                 ]
-            matched = match(steps_done, networks, images.detach(), real, thetas, seeds)
+            siamese = draw_siamese(steps_done)
+            matched = match(steps_done, networks, images.detach(), real, thetas, seeds, siamese)
             images.grad = matched.gradient
             optimiser.step()
             total += matched.loss / outer
@@ -243,8 +272,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     )
 
 
-Match = Callable[[int, list[Network], Tensor, RealBatches, list[Theta], range], Matched]
-"""`(number of the step, network, images, real batch, theta and seed of each set)`."""
+Match = Callable[[int, list[Network], Tensor, RealBatches, list[Theta], range, Siamese], Matched]
+"""`(number of the step, network, images, real batch, theta and seed of each set, draws)`."""
 
 
 def make_match(params: Params) -> Match:
@@ -266,6 +295,7 @@ def make_match(params: Params) -> Match:
         real: RealBatches,
         thetas: list[Theta],
         seeds: range,
+        siamese: Siamese,
     ) -> Matched:
         due = number % settings.curvature.every == 0
         probes: list[list[Theta]] = [[] for _ in thetas]
@@ -275,7 +305,7 @@ def make_match(params: Params) -> Match:
                 for theta, seed in zip(thetas, seeds, strict=True)
             ]
         step = make_matching_step(networks, distance, curvature if due else None)
-        return step(images, real, thetas, probes)
+        return step(images, real, thetas, probes, siamese)
 
     return match
 
@@ -297,13 +327,14 @@ def write_sets(
     device: torch.device,
 ) -> None:
     """Write every set: its snapshots (iteration -> (K, C, S, ch, h, w)), itself, card, pictures."""
-    settings = params.condense
+    settings, name = params.condense, augmentation_name(params)
     for k, begun in enumerate(initial):
         metadata = {
             **begun.metadata,  # init, seed, split
             "network": params.network,
             "order": str(params.order),
             "condense": repr(settings),
+            **({} if name == "none" else {"augmentation": name}),
             "torch": torch.__version__,
             "device": device.type,  # and not its threads: the bytes do not depend on them
         }
@@ -317,7 +348,9 @@ def write_sets(
         write_synthetic_set(path, final)
         outer, inner = loops(params)
         made = {**metadata, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
+        made["augmentation"] = name
         hidden = {"condense", "snapshots", "frames", *(["curvature"] if params.order == 1 else [])}
+        hidden |= {"augmentation"} if name == "none" else set()
         shown_settings = {name: value for name, value in made.items() if name not in hidden}
         write_product(path.parent, final, source_of(params.dataset), shown_settings)
 

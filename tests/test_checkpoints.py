@@ -348,6 +348,7 @@ OTHER_VALUES: dict[str, Any] = {
     "condense.outer": 3,
     "condense.inner": 3,
     "condense.distance": "cosine",
+    "condense.augmentation": "dsa",
     "condense.image_schedule": "constant",
     "condense.snapshots": [0],
     "condense.curvature.form": "ggn",

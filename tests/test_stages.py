@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from condensation.artefacts import read_synthetic_set
 from condensation.datasets import Dataset
 from condensation.image_sets import ImageSet
 from condensation.params import Params, load_params
-from condense import PUBLISHED_LOOPS, frame_iterations, loops
+from condense import PUBLISHED_LOOPS, augmentation_name, frame_iterations, loops
 from conftest import ROOT
 from evaluate import list_tasks, load_sets, spread
+from workspace import make_workspace, run_here
 
 IMAGES = ImageSet(
     torch.zeros(1, 1, 2, 2),
@@ -36,6 +38,27 @@ def test_loops_are_the_published_ones_or_those_of_the_nearest_ipc(
 def test_loops_that_are_set_are_taken() -> None:
     condense = dataclasses.replace(PARAMS.condense, outer=3, inner=0)
     assert loops(dataclasses.replace(PARAMS, ipc=10, condense=condense)) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    "name, dataset, expected",
+    [
+        ("none", "mnist", "none"),
+        (None, "mnist", "dsa_without_flip"),
+        (None, "svhn", "dsa_without_flip"),
+        (None, "fashion_mnist", "dsa"),
+        (None, "/some/folder", "dsa"),
+        ("dsa", "mnist", "dsa"),
+    ],
+)
+def test_digits_are_not_flipped_of_themselves(
+    name: str | None, dataset: str, expected: str
+) -> None:
+    condense = dataclasses.replace(PARAMS.condense, augmentation=name)
+    assert (
+        augmentation_name(dataclasses.replace(PARAMS, dataset=dataset, condense=condense))
+        == expected
+    )
 
 
 def test_final_images_are_evaluated_with_the_full_number_and_snapshots_with_fewer() -> None:
@@ -93,3 +116,22 @@ def test_images_from_elsewhere_have_to_fit(
         return
     ((found,),) = load_sets(evaluating(path), "mlp", tiny_dataset).values()
     torch.testing.assert_close(found.images, (pixels - 0.5) / 0.3)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_augmentation_changes_the_images_and_is_said(
+    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = {}
+    for name in ("none", "dsa"):
+        folder = make_workspace(
+            tmp_path / name, order=order, **{"condense.augmentation": name, "condense.outer": 2}
+        )
+        for stage in ("initialize", "condense"):
+            run_here(folder, stage, monkeypatch)
+        learned[name] = read_synthetic_set(folder / "data/condensed/synthetic.safetensors")
+        card = (folder / "data/condensed/README.md").read_text()
+        assert ("- augmentation: dsa" in card) == (name == "dsa")
+    assert not torch.equal(learned["none"].images, learned["dsa"].images)
+    assert "augmentation" not in learned["none"].metadata
+    assert learned["dsa"].metadata["augmentation"] == "dsa"

@@ -110,6 +110,10 @@ class Condense:
     inner: int | None = _or_auto(_at_least(0))
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
+    # Not in the text of the settings, which is in the files of images: their bytes stay without it.
+    augmentation: str | None = field(
+        repr=False, metadata={"choices": ("none", "dsa", "dsa_without_flip"), "auto": True}
+    )
     image_learning_rate: float = _above(0)
     image_schedule: str = _registered("training.py", "SCHEDULES")
     image_momentum: float = _between(0, 1)
