@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -57,7 +58,8 @@ from condensation.workers import parallel_map
 OUTPUT = Path("data/condensed")
 RESULTS = Path("results/condense")
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""ipc -> (outer, inner) of Zhao et al.; another ipc takes the nearest."""
+"""ipc -> (outer, inner) of Zhao et al.; between two of them both numbers are interpolated linearly,
+and above the last they stay."""
 
 BATCH_NORM_IMAGES = 16
 """Real images of each class whose statistics batch norms are frozen at; the published number."""
@@ -65,8 +67,10 @@ BATCH_NORM_IMAGES = 16
 
 def loops(params: Params) -> tuple[int, int]:
     """Return (image steps for each network, epochs of training it after each)."""
-    nearest = min(PUBLISHED_LOOPS, key=lambda ipc: (abs(ipc - params.ipc), ipc))
-    outer, inner = PUBLISHED_LOOPS[nearest]
+    outer, inner = (
+        round(float(np.interp(params.ipc, list(PUBLISHED_LOOPS), numbers)))
+        for numbers in zip(*PUBLISHED_LOOPS.values(), strict=True)
+    )
     settings = params.condense
     return settings.outer or outer, inner if settings.inner is None else settings.inner
 

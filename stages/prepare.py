@@ -10,6 +10,9 @@ from condensation.params import load_params, run_stage
 from condensation.randomness import generator
 from condensation.raw_data import read_raw
 
+BLOCK = 1000
+"""Images whose pixels are counted at once: they take four times the memory meanwhile."""
+
 VALIDATION_SHARE = 5
 """Of a small class, one training image of so many is set aside at most."""
 
@@ -19,9 +22,11 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
     Sums of whole numbers are exact, so that the result is the same on every machine.
     """
-    counts = torch.stack(
-        [torch.bincount(channel.flatten().int(), minlength=256) for channel in images.unbind(1)]
-    ).double()
+    totals = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(BLOCK):
+        for channel, total in zip(part.unbind(1), totals, strict=True):
+            total += torch.bincount(channel.flatten().int(), minlength=256)
+    counts = totals.double()
     shares = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (shares * values).sum(1)

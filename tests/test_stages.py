@@ -27,11 +27,9 @@ PARAMS = load_params(ROOT / "params.yaml")
 
 @pytest.mark.parametrize(
     "ipc, expected",
-    [*PUBLISHED_LOOPS.items(), (2, (1, 1)), (7, (10, 50)), (15, (10, 50)), (100, (50, 10))],
+    [*PUBLISHED_LOOPS.items(), (2, (2, 6)), (7, (7, 34)), (25, (25, 22)), (100, (50, 10))],
 )
-def test_loops_are_the_published_ones_or_those_of_the_nearest_ipc(
-    ipc: int, expected: tuple[int, int]
-) -> None:
+def test_loops_are_the_published_ones_or_between_them(ipc: int, expected: tuple[int, int]) -> None:
     assert loops(dataclasses.replace(PARAMS, ipc=ipc)) == expected
 
 
