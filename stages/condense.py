@@ -25,6 +25,7 @@ from condensation.artefacts import (
     set_path,
     write_synthetic_set,
 )
+from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoints, shown
 from condensation.condensation_progress import Condensation
 from condensation.curvature import CURVATURE_FORMS
@@ -34,32 +35,34 @@ from condensation.distances import DISTANCES
 from condensation.files import check_writable, together, write_at_once, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite
-from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
+from condensation.matching import (
+    Curvature,
+    Matched,
+    RealBatches,
+    Siamese,
+    draw_probes,
+    make_matching_step,
+)
 from condensation.networks import Network, Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params, run_stage
 from condensation.product import write_product
 from condensation.progress import Progress
+from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
-from condensation.sources import SOURCES
+from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
 from condensation.workers import parallel_map
 
 OUTPUT = Path("data/condensed")
 RESULTS = Path("results/condense")
-PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""ipc -> (outer, inner) of Zhao et al.; another ipc takes the nearest."""
-
 BATCH_NORM_IMAGES = 16
 """Real images of each class whose statistics batch norms are frozen at; the published number."""
 
 
-def loops(params: Params) -> tuple[int, int]:
-    """Return (image steps for each network, epochs of training it after each)."""
-    nearest = min(PUBLISHED_LOOPS, key=lambda ipc: (abs(ipc - params.ipc), ipc))
-    outer, inner = PUBLISHED_LOOPS[nearest]
-    settings = params.condense
-    return settings.outer or outer, inner if settings.inner is None else settings.inner
+def augmentation_name(params: Params) -> str:
+    """Return the key of `AUGMENTATIONS`; `auto` is what the published DSA takes for the dataset."""
+    return params.condense.augmentation or PROTOCOLS["dsa"](params.dataset).augmentation
 
 
 def frame_iterations(iterations: int, num_frames: int) -> set[int]:
@@ -88,6 +91,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "device": describe_device(device),
         "options": params.networks[params.network],
         "condense": params.condense,
+        "augmentation": augmentation_name(params),
     }
 
 
@@ -114,12 +118,6 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     dataset = load_training(Path("data/prepared"), params.split)
     names = dataset.class_names
     by_class = [dataset.class_images(c) for c in range(dataset.num_classes)]
-    for members, name in zip(by_class, names, strict=True):
-        if len(members) < settings.real_per_class:
-            raise ValueError(
-                f"condense.real_per_class: got {settings.real_per_class}, takes at most the "
-                f"{len(members)} real images of class '{name}'"
-            )
     network = build_network(
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
@@ -131,7 +129,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         check_fit(path, initial[k], dataset.image_shape, names)
     labels = initial[0].labels.flatten().to(device)
     match = make_match(params)
-    outer, inner = loops(params)
+    augmentation = AUGMENTATIONS[augmentation_name(params)]
+    size = (dataset.image_shape[1], dataset.image_shape[2])
+    outer, inner = params.loops
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
@@ -160,10 +160,24 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             seconds=time.perf_counter() - start,
         ).state()
 
-    def draw(num_per_class: int, *stream: str | int) -> Tensor:
-        # (K, C, num_per_class, ch, h, w) real images, normalised
-        drawn = [sample_by_class(by_class, num_per_class, names, seed, *stream) for seed in seeds]
-        return dataset.normalise(torch.stack(drawn).to(device))
+    def draw(num_per_class: int, *stream: str | int) -> list[list[Tensor]]:
+        # real images of each set and class, normalised: (R, ch, h, w)
+        batches = []
+        for seed in seeds:
+            drawn = sample_by_class(by_class, num_per_class, seed, *stream)
+            normalised = dataset.normalise(torch.cat(drawn).to(device))
+            batches.append([*normalised.split([len(images) for images in drawn])])
+        return batches
+
+    def draw_siamese(steps_done: int) -> Siamese:
+        # one draw for all real and synthetic images of each set and class
+        return [
+            [
+                augmentation and augmentation(1, size, generator(seed, "siamese", steps_done, c))
+                for c in range(dataset.num_classes)
+            ]
+            for seed in seeds
+        ]
 
     def train_on_images(thetas: list[Theta], iteration: int, image_step: int, k: int) -> Theta:
         return train(
@@ -177,6 +191,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             momentum=0.0,
             weight_decay=0.0,
             generator=generator(seeds[k], "inner", iteration, image_step),
+            augmentation=augmentation,
         )
 
     several = f"{params.sets} sets of " if params.sets > 1 else ""
@@ -201,11 +216,13 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             real = draw(settings.real_per_class, "real", iteration, image_step)
             networks = [network] * params.sets
             if network.batch_norms:
-                seen = draw(BATCH_NORM_IMAGES, "batch norm", iteration, image_step).flatten(1, 2)
+                seen = draw(BATCH_NORM_IMAGES, "batch norm", iteration, image_step)
                 networks = [
-                    freeze_statistics(network, theta, seen[k]) for k, theta in enumerate(thetas)
+                    freeze_statistics(network, theta, torch.cat(seen[k]))
+                    for k, theta in enumerate(thetas)
                 ]
-            matched = match(steps_done, networks, images.detach(), real, thetas, seeds)
+            siamese = draw_siamese(steps_done)
+            matched = match(steps_done, networks, images.detach(), real, thetas, seeds, siamese)
             images.grad = matched.gradient
             optimiser.step()
             total += matched.loss / outer
@@ -244,8 +261,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     )
 
 
-Match = Callable[[int, list[Network], Tensor, Tensor, list[Theta], range], Matched]
-"""`(number of the step, network, images, real batch, theta and seed of each set)`."""
+Match = Callable[[int, list[Network], Tensor, RealBatches, list[Theta], range, Siamese], Matched]
+"""`(number of the step, network, images, real batch, theta and seed of each set, draws)`."""
 
 
 def make_match(params: Params) -> Match:
@@ -264,9 +281,10 @@ def make_match(params: Params) -> Match:
         number: int,
         networks: list[Network],
         images: Tensor,
-        real: Tensor,
+        real: RealBatches,
         thetas: list[Theta],
         seeds: range,
+        siamese: Siamese,
     ) -> Matched:
         due = number % settings.curvature.every == 0
         probes: list[list[Theta]] = [[] for _ in thetas]
@@ -276,7 +294,7 @@ def make_match(params: Params) -> Match:
                 for theta, seed in zip(thetas, seeds, strict=True)
             ]
         step = make_matching_step(networks, distance, curvature if due else None)
-        return step(images, real, thetas, probes)
+        return step(images, real, thetas, probes, siamese)
 
     return match
 
@@ -298,13 +316,14 @@ def write_sets(
     device: torch.device,
 ) -> None:
     """Write every set: its snapshots (iteration -> (K, C, S, ch, h, w)), itself, card, pictures."""
-    settings = params.condense
+    settings, name = params.condense, augmentation_name(params)
     for k, begun in enumerate(initial):
         metadata = {
             **begun.metadata,  # init, seed, split
             "network": params.network,
             "order": str(params.order),
             "condense": repr(settings),
+            "augmentation": name,
             "torch": torch.__version__,
             "device": device.type,  # and not its threads: the bytes do not depend on them
         }
@@ -316,11 +335,12 @@ def write_sets(
         final = dataclasses.replace(begun, images=snapshots[settings.iterations][k], metadata=last)
         path = set_path(OUTPUT, k)
         write_synthetic_set(path, final)
-        outer, inner = loops(params)
+        outer, inner = params.loops
         made = {**metadata, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
+        made["augmentation"] = name
         hidden = {"condense", "snapshots", "frames", *(["curvature"] if params.order == 1 else [])}
         shown_settings = {name: value for name, value in made.items() if name not in hidden}
-        write_product(path.parent, final, SOURCES[params.dataset], shown_settings)
+        write_product(path.parent, final, source_of(params.dataset), shown_settings)
 
 
 def write_curves(done: Condensation, class_names: tuple[str, ...], device: str) -> None:

@@ -8,7 +8,13 @@ from torch import Tensor
 from condensation.datasets import Dataset, write_prepared
 from condensation.params import load_params, run_stage
 from condensation.randomness import generator
-from condensation.raw_data import DATASETS
+from condensation.raw_data import read_raw
+
+BLOCK = 1000
+"""Images whose pixels are counted at once: they take four times the memory meanwhile."""
+
+VALIDATION_SHARE = 5
+"""Of a small class, one training image of so many is set aside at most."""
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,9 +22,11 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
     Sums of whole numbers are exact, so that the result is the same on every machine.
     """
-    counts = torch.stack(
-        [torch.bincount(channel.flatten().int(), minlength=256) for channel in images.unbind(1)]
-    ).double()
+    totals = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(BLOCK):
+        for channel, total in zip(part.unbind(1), totals, strict=True):
+            total += torch.bincount(channel.flatten().int(), minlength=256)
+    counts = totals.double()
     shares = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (shares * values).sum(1)
@@ -26,39 +34,38 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().float()
 
 
-def draw_validation(
-    labels: Tensor, num_per_class: int, class_names: tuple[str, ...], seed: int
-) -> Tensor:
-    """Draw a stratified validation part: indices (C * num_per_class,) in ascending order.
+def draw_validation(labels: Tensor, num_per_class: int, num_classes: int, seed: int) -> Tensor:
+    """Draw a stratified validation part: indices (V,) in ascending order.
 
-    Raises:
-        ValueError: A class has too few images to set so many aside and keep one.
+    Of each class `num_per_class`, but no more than a `VALIDATION_SHARE`-th of a small class, and
+    one at least of two or more.
     """
     parts = []
-    for index, name in enumerate(class_names):
+    for index in range(num_classes):
         members = (labels == index).nonzero().flatten()
-        if len(members) <= num_per_class:
-            raise ValueError(
-                f"prepare.validation_per_class: got {num_per_class}, takes less than the "
-                f"{len(members)} training images of class '{name}'"
-            )
         order = torch.randperm(len(members), generator=generator(seed, "validation", index))
-        parts.append(members[order[:num_per_class]])
+        most = max(len(members) // VALIDATION_SHARE, min(1, len(members) - 1))
+        parts.append(members[order[: min(num_per_class, most)]])
     return torch.cat(parts).sort().values
 
 
 def main() -> None:
-    """Run the stage."""
+    """Run the stage.
+
+    Raises:
+        ValueError: The raw files cannot be used, or the images of a channel are all of one value.
+    """
     params = load_params(Path("params.yaml"))
-    print(f"prepare: {params.dataset} from {params.prepare.raw}; CPU; a few seconds", flush=True)
-    raw = DATASETS[params.dataset](Path(params.prepare.raw))
+    settings = params.prepare
+    print(f"prepare: {params.dataset}; CPU; a few seconds", flush=True)
+    folder = None if settings.raw is None else Path(settings.raw)
+    raw = read_raw(params.dataset, folder, settings.image_size, settings.seed)
     validation_index = draw_validation(
-        raw.train_labels,
-        params.prepare.validation_per_class,
-        raw.class_names,
-        params.prepare.seed,
+        raw.train_labels, settings.validation_per_class, len(raw.class_names), settings.seed
     )
     mean, std = pixel_statistics(raw.train_images)
+    if not (std > 0).all():
+        raise ValueError(f"dataset: got {params.dataset}; all pixels of a channel have one value")
     train = Dataset(raw.train_images, raw.train_labels, mean, std, raw.class_names)
     test = Dataset(raw.test_images, raw.test_labels, mean, std, raw.class_names)
     write_prepared(Path("data/prepared"), train, test, validation_index)

@@ -20,7 +20,7 @@ from condensation.image_sets import is_folder, load_image_sets
 from condensation.params import Params, load_params, run_stage
 from condensation.plots import accuracy_curve, loss_curve, retained_bars
 from condensation.report import report_blocks
-from condensation.sources import SOURCES
+from condensation.sources import short_name, source_of
 
 RESULTS = Path("results")
 
@@ -36,12 +36,8 @@ def main() -> None:
     # Only the networks that are evaluated now: DVC would also plot the files of earlier ones.
     accuracy = pd.concat(curves.values())
     write_bytes(RESULTS / "accuracy.csv", accuracy.to_csv(index=False).encode())
-    # As text: a class may be called 7.
-    text = {"class": str, "predicted": str}
-    classes = {n: pd.read_csv(RESULTS / f"evaluate/{n}/classes.csv", dtype=text) for n in names}
-    confusions = {
-        n: pd.read_csv(RESULTS / f"evaluate/{n}/confusion.csv", dtype=text) for n in names
-    }
+    classes = {n: read_classes(RESULTS / f"evaluate/{n}/classes.csv") for n in names}
+    confusions = {n: read_classes(RESULTS / f"evaluate/{n}/confusion.csv") for n in names}
     drawn: dict[str, Figure] = {
         **(image_figures(params, dataset)),
         "retained": retained_bars(curves),
@@ -51,7 +47,7 @@ def main() -> None:
     files = {}
     if is_folder(params.evaluate.images):  # images from elsewhere have no history
         loss = pd.read_csv(RESULTS / "condense/loss.csv")
-        loss_by_class = pd.read_csv(RESULTS / "condense/loss_by_class.csv", dtype=text)
+        loss_by_class = read_classes(RESULTS / "condense/loss_by_class.csv")
         drawn["loss"] = loss_curve(loss, loss_by_class, dataset.class_names)
         drawn["accuracy"] = accuracy_curve(curves)
         drawn["seconds"] = accuracy_curve(curves, "seconds")
@@ -70,7 +66,7 @@ def main() -> None:
     metrics = {n: read_metrics("baseline", n) | read_metrics("evaluate", n) for n in names}
     runs = read_runs(params)
     blocks = report_blocks(files, metrics, curves, classes, runs, dataclasses.asdict(params))
-    title = f"Synthetic images of {params.dataset}"
+    title = f"Synthetic images of {short_name(params.dataset)}"
     write_bytes(RESULTS / "report.html", to_html(title, blocks).encode())
     write_bytes(RESULTS / "report.md", to_markdown(title, blocks, RESULTS).encode())
     print(f"render: {len(files)} figures in {RESULTS / 'figures'}, and {RESULTS / 'report.html'}")
@@ -82,8 +78,10 @@ def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
     names = dataset.class_names
     path = Path(params.evaluate.images)
     if not is_folder(path):
-        source = SOURCES[params.dataset]
-        published = (names, source.published_mean, source.published_std)
+        source = source_of(params.dataset)
+        mean = source.published_mean or tuple(dataset.mean.tolist())
+        std = source.published_std or tuple(dataset.std.tolist())
+        published = (names, mean, std)
         first = load_image_sets(path, params.evaluate.images_scale, *published)[0]
         return {"synthetic": image_grid(first.by_class.numpy(), real, names)}
     last = params.condense.iterations
@@ -111,6 +109,16 @@ def read_curves(names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
     return curves
 
 
+def read_classes(path: Path) -> pd.DataFrame:
+    """Read a table with the names of classes as they are: one may be called 7, another NA."""
+    return pd.read_csv(
+        path,
+        dtype={"class": str, "predicted": str},
+        keep_default_na=False,
+        na_values={"accuracy": ["", "nan"], "std": [""]},
+    )
+
+
 def read_metrics(stage: str, network: str) -> dict[str, float | None]:
     """Read the metrics of one network."""
     found = json.loads((RESULTS / stage / network / "metrics.json").read_text())
@@ -136,19 +144,13 @@ def read_runs(params: Params) -> list[tuple[str, str, float, str]]:
 def first_images(dataset: Dataset, num_images: int) -> np.ndarray:
     """Return the first images of each class: pixels (C, num_images, ch, h, w) in [0, 1].
 
-    Raises:
-        ValueError: A class has fewer images than that.
+    Where a class has fewer images than that, the places left are white.
     """
-    pixels = []
-    for index, name in enumerate(dataset.class_names):
-        images = dataset.class_images(index)
-        if len(images) < num_images:
-            raise ValueError(
-                f"render.real_examples: got {num_images}, but class '{name}' has {len(images)} "
-                "real images"
-            )
-        pixels.append(images[:num_images].numpy() / np.float32(255))
-    return np.stack(pixels)
+    pixels = np.ones((dataset.num_classes, num_images, *dataset.image_shape), np.float32)
+    for index in range(dataset.num_classes):
+        images = dataset.class_images(index)[:num_images]
+        pixels[index, : len(images)] = images.numpy() / np.float32(255)
+    return pixels
 
 
 if __name__ == "__main__":

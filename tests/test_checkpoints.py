@@ -348,11 +348,13 @@ OTHER_VALUES: dict[str, Any] = {
     "condense.outer": 3,
     "condense.inner": 3,
     "condense.distance": "cosine",
+    "condense.augmentation": "dsa",
     "condense.image_schedule": "constant",
     "condense.snapshots": [0],
     "condense.curvature.form": "ggn",
     "condense.curvature.probes": "gradient",
     "condense.curvature.real_per_class": 2,
+    "prepare.image_size": 32,
     "evaluate.images_scale": "pixels",
     "evaluate.protocol": "dsa",
     "evaluate.augmentation": "none",
@@ -367,7 +369,7 @@ OTHER_VALUES: dict[str, Any] = {
 """Of settings that are no numbers; others are halved, or one is added to them."""
 
 FIXED = {"dataset", "device", "evaluate.images", "prepare.raw"}
-"""One name is registered, or the device is looked at itself, or the files are."""
+"""The device is looked at itself, or the files are."""
 
 
 @pytest.mark.parametrize("stage", ["condense", "baseline", "evaluate"])

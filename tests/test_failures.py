@@ -115,13 +115,16 @@ def test_a_diverging_training_names_the_setting(
     assert outputs(folder) == before_files, "the last good results are still there"
 
 
-def test_more_real_images_than_a_class_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_workspace(tmp_path, **{"condense.real_per_class": 21})
-    run_here(folder, "initialize", monkeypatch)
-    with pytest.raises(
-        ValueError, match="real_per_class: got 21, takes at most the 20 real images"
-    ):
-        run_here(folder, "condense", monkeypatch)
+def test_of_a_small_class_a_batch_takes_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = []
+    for number in (20, 21):  # each class has 20
+        folder = make_workspace(tmp_path / str(number), **{"condense.real_per_class": number})
+        for stage in ("initialize", "condense"):
+            run_here(folder, stage, monkeypatch)
+        learned.append(read_synthetic_set(folder / "data/condensed/synthetic.safetensors").images)
+    assert torch.equal(*learned)
 
 
 def test_more_images_than_the_initial_set_can_have(

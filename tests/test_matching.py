@@ -20,7 +20,15 @@ from condensation.matching import (
 )
 from condensation.networks import NETWORKS, Network, Theta
 from condensation.randomness import generator
-from conftest import NUM_CLASSES, SMALL_SHAPE, central_difference, random_images, tiny_network
+from condensation.siamese_augmentation import FAMILIES, SiameseAugmentation, siamese
+from conftest import (
+    IMAGE_SHAPE,
+    NUM_CLASSES,
+    SMALL_SHAPE,
+    central_difference,
+    random_images,
+    tiny_network,
+)
 
 WEIGHT = 0.3
 NUM_REAL = 5
@@ -30,6 +38,8 @@ EVERY_NETWORK = [
 ]
 """The deep ones take minutes in all."""
 FORMS = [None, *CURVATURE_FORMS]
+NO_AUGMENTATION = [[None] * NUM_CLASSES]
+"""Of one set."""
 
 
 def curvature(form: str | None, real_per_class: int = NUM_REAL) -> Curvature | None:
@@ -61,7 +71,7 @@ def match_one_set(
     second: Curvature | None,
 ) -> Matched:
     step = make_matching_step([network], DISTANCES[distance], second)
-    matched = step(synthetic[None], real[None], [theta], [probes])
+    matched = step(synthetic[None], real[None], [theta], [probes], NO_AUGMENTATION)
     return Matched(*(value[0] for value in matched))
 
 
@@ -270,6 +280,7 @@ def test_sets_are_matched_as_if_each_were_alone(form: str | None) -> None:
         torch.stack([real, real.flip(1)]),
         [theta, other],
         [probes, probes[::-1]],
+        NO_AUGMENTATION * 2,
     )
     inputs = [(theta, synthetic, real, probes), (other, real[:, :2], real.flip(1), probes[::-1])]
     for k, (at, images, batch, vectors) in enumerate(inputs):
@@ -300,3 +311,57 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def siamese_draw(family: str) -> SiameseAugmentation:
+    """Return a draw of a family with a single entry, other than nothing."""
+    place = FAMILIES.index(family)
+    for seed in range(1000):
+        stream = generator(seed, family)
+        if int(torch.randint(len(FAMILIES), (), generator=generator(seed, family))) == place:
+            draw = siamese(1, IMAGE_SHAPE[1:], stream)
+            if family != "flip" or draw.matrices[0, 0, 0] < 0:
+                return draw
+    raise AssertionError(f"{family} is never drawn")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_one_draw_is_applied_to_real_and_synthetic_images(form: str | None, family: str) -> None:
+    """The losses are those of images that were changed before, each by the draw of its class."""
+    network, theta, synthetic, real, probes = case("mlp")
+    draws = [siamese_draw(family), None, siamese_draw("crop")]
+
+    def change(side: Tensor) -> Tensor:
+        parts = zip(side, draws, strict=True)
+        return torch.stack([part if draw is None else draw.apply(part) for part, draw in parts])
+
+    step = make_matching_step([network], DISTANCES["squared_euclidean"], curvature(form))
+    with_draws = step(synthetic[None], real[None], [theta], [probes], [draws])
+    before = step(change(synthetic)[None], change(real)[None], [theta], [probes], NO_AUGMENTATION)
+    without = step(synthetic[None], real[None], [theta], [probes], NO_AUGMENTATION)
+    torch.testing.assert_close(with_draws.loss, before.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(with_draws.curvature, before.curvature, rtol=1e-9, atol=1e-12)
+    assert torch.equal(with_draws.gradient[0, 1], without.gradient[0, 1])
+    assert not torch.allclose(with_draws.loss[0, 0], without.loss[0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_image_gradients_flow_through_the_augmentation(form: str | None, family: str) -> None:
+    network, theta, synthetic, real, probes = case("mlp")
+    draw, distance = siamese_draw(family), DISTANCES["squared_euclidean"]
+
+    def match(images: Tensor, second: Curvature | None) -> Matched:
+        return match_class(theta, network, images, real[1], 1, distance, second, probes, draw)
+
+    first = match(synthetic[1], None)
+    value, gradient = (lambda images: match(images, None).loss), first.gradient
+    if form is not None:
+        matched = match(synthetic[1], curvature(form))
+        value = lambda images: match(images, curvature(form)).curvature  # noqa: E731
+        gradient = (matched.gradient - first.gradient) * matched.ratio / WEIGHT
+    along = random_images(2, stream="direction")
+    slope = central_difference(value, synthetic[1], along)
+    assert slope.abs() > 1e-7
+    torch.testing.assert_close((gradient * along).sum(), slope, rtol=1e-5, atol=1e-7)

@@ -114,10 +114,19 @@ def test_a_mistake_is_named(tmp_path: Path, key: str, value: Any, message: str) 
     assert key.split(".")[0] in str(caught.value)
 
 
-def test_inner_loop_of_nothing_with_several_image_steps(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"condense.inner: got 0 with condense.outer 5"):
-        load(tmp_path, {"condense.inner": 0, "condense.outer": 5})
-    assert load(tmp_path, {"condense.inner": 0, "condense.outer": 1}).condense.inner == 0
+@pytest.mark.parametrize(
+    ("changes", "steps"), [({"condense.outer": 5}, 5), ({"ipc": 10}, 10), ({"ipc": 4}, 4)]
+)
+def test_inner_loop_of_nothing_with_several_image_steps(
+    tmp_path: Path, changes: dict[str, Any], steps: int
+) -> None:
+    with pytest.raises(ValueError, match=f"condense.inner: got 0 with {steps} image steps"):
+        load(tmp_path, {"condense.inner": 0, **changes})
+
+
+def test_inner_loop_of_nothing_with_one_image_step(tmp_path: Path) -> None:
+    assert load(tmp_path, {"condense.inner": 0}).loops == (1, 0)
+    assert load(tmp_path, {"condense.inner": 0, "condense.outer": 1, "ipc": 10}).loops == (1, 0)
 
 
 def test_the_committed_settings_are_taken_as_they_are() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -24,9 +25,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from condensation.artefacts import read_synthetic_set
 from condensation.datasets import load_training, write_prepared
+from condensation.randomness import generator
 from conftest import ROOT
 
 NETWORKS = ("convnet", "mlp")
@@ -299,6 +302,38 @@ def test_an_experiment_with_the_second_order(repository: Repository) -> None:
         assert curves["HEAD"] and curves["HEAD"] != curves["workspace"]
 
 
+OWN_CLASSES = {"7": 24, "NA": 9, "a, b": 5, "leaf": 3, "sky": 2}
+"""Name -> number of images: names that a table may take for something else, and tiny classes."""
+
+
+def test_own_colour_images_in_unbalanced_classes(repository: Repository, tmp_path: Path) -> None:
+    """From a folder to the report, without a word of theirs in the repository."""
+    draw = generator(0, "own images")
+    for label, (name, count) in enumerate(OWN_CLASSES.items()):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = torch.randint(0, 128, (14, 14, 3), generator=draw)
+            pixels[:, :, label % 3] += 20 * label
+            picture = Image.fromarray(pixels.byte().numpy())
+            picture.save(tmp_path / "train" / name / f"{number}.png")
+    ran = repository.stages_run_by("dvc", "exp", "run", "-S", f"dataset={tmp_path}")
+    assert set(ran) == ALL
+    prepared = load_training(repository.folder / "data/prepared", "test")
+    assert prepared.class_names == tuple(OWN_CLASSES) and prepared.image_shape == (3, 14, 14)
+    assert prepared.labels.bincount().tolist() == [20, 8, 4, 2, 1]
+    synthetic = read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors")
+    assert synthetic.images.shape == (5, 1, 3, 14, 14)
+    metrics = repository.json("dvc", "metrics", "show")
+    values = metrics[""]["data"]["results/evaluate/mlp/metrics.json"]["data"]["mlp"]
+    assert 0 <= values["accuracy"] <= 100
+    card = (repository.folder / "data/condensed/README.md").read_text()
+    assert tmp_path.name in card and str(tmp_path) not in card
+
+    assert repository.stages_run_by("dvc", "repro") == []
+    Image.fromarray(pixels.byte().numpy()).save(tmp_path / "train/sky/2.png")
+    assert repository.stages_run_by("dvc", "repro")[0] == "prepare"
+
+
 def interrupted(repository: Repository, *command: str) -> None:
     """Start a command of DVC and press Ctrl-C once `condense` has written some checkpoints."""
     process = subprocess.Popen(
@@ -361,6 +396,27 @@ def test_a_sweep(repository: Repository) -> None:
     losses = {row["init"]: row["condense.loss"] for row in table}
     assert sorted(losses) == sorted([*inits, "mean"])  # `mean` is what the workspace has
     assert len(set(losses.values())) == len(losses) and all(losses.values())
+
+
+@pytest.mark.slow
+def test_two_workers_do_not_touch_each_other_s_work(repository: Repository) -> None:
+    """Four experiments, of which two each make the same images: as if each had run alone."""
+    sides = Repository(repository.folder, {**repository.environment, "CHECKPOINT_SECONDS": "0"})
+    grid = ["-S", "init=noise,real", "-S", "evaluate.mlp.num_networks=2,3"]
+    sides.run("dvc", "exp", "run", "--queue", *grid)
+    sides.run("dvc", "exp", "run", "--run-all", "-j", "2")
+    assert repository.changed() == set() and list(repository.folder.glob(".checkpoints/*")) == []
+    rows = csv.DictReader(io.StringIO(repository.run("dvc", "exp", "show", "--csv")))
+    columns = ("init", "evaluate.mlp.num_networks", "condense.loss", "mlp.accuracy")
+    found = {tuple(row[name] for name in columns) for row in rows if row["init"] != "mean"}
+
+    alone = set()
+    for init, num_networks in itertools.product(("noise", "real"), (2, 3)):
+        repository.edit(**{"init": init, "evaluate.mlp.num_networks": num_networks})
+        repository.run("dvc", "repro", "--force", "--no-run-cache", "evaluate@mlp")
+        rows = csv.DictReader(io.StringIO(repository.run("dvc", "exp", "show", "--csv")))
+        alone.add(tuple(next(rows)[name] for name in columns))
+    assert found == alone and len(found) == 4
 
 
 def test_a_fresh_clone(finished: Repository, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from condensation import raw_data
+from condensation import idx_datasets
 from condensation.artefacts import SyntheticSet, encode_synthetic_set, read_synthetic_set
+from condensation.idx_datasets import MNIST_FILES, check_idx, read_mnist
 from condensation.randomness import generator
-from condensation.raw_data import MNIST_FILES, check_idx, read_mnist
 from conftest import ROOT
 
 SHORT, LONG = 300, 10_000
@@ -181,7 +181,7 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, by
     for name, content in contents.items():
         (tmp_path / name).write_bytes(gzip.compress(content, mtime=0))
         monkeypatch.setitem(MNIST_FILES, name, hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(raw_data, "LARGEST", 20_000)
+    monkeypatch.setattr(idx_datasets, "LARGEST", 20_000)
     return contents
 
 
@@ -227,7 +227,7 @@ def test_a_file_that_decompresses_to_more_than_is_published(
 def test_the_published_files_are_below_the_limit(name: str) -> None:
     with gzip.open(ROOT / "data/mnist" / name) as file:
         content = file.read()
-    assert len(content) <= raw_data.LARGEST
+    assert len(content) <= idx_datasets.LARGEST
     check_idx(content, 3 if "images" in name else 1, name)
 
 

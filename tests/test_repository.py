@@ -90,7 +90,8 @@ def test_outputs_are_in_git_or_in_the_cache() -> None:
     for stage in STAGES.values():
         for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
-            command = ["git", "check-ignore", "--quiet", "--no-index", f"{path}/"]
+            place = Path(stage.get("wdir", "."), path).as_posix()
+            command = ["git", "check-ignore", "--quiet", "--no-index", f"{place}/"]
             ignored = subprocess.run(command, cwd=ROOT).returncode == 0
             assert ignored == options.get("cache", True), path
 
@@ -231,9 +232,12 @@ def readme_commands() -> list[str]:
 
 def output_paths() -> list[str]:
     """Return what stages and commands write, which need not exist yet."""
-    outs = [out for stage in STAGES.values() for out in stage.get("outs", [])]
-    paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
-    return [*paths, "dvc_plots/", ".venv/"]
+    paths = [
+        Path(stage.get("wdir", "."), next(iter(out)) if isinstance(out, dict) else out).as_posix()
+        for stage in STAGES.values()
+        for out in stage.get("outs", [])
+    ]
+    return [*paths, "data/raw/", "dvc_plots/", ".venv/"]
 
 
 def check_file(name: str) -> None:

@@ -62,6 +62,7 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "condense.inner": st.sampled_from([0, 1, "auto"]),
     "condense.distance": st.sampled_from(params.registry_names("distances.py", "DISTANCES")),
     "condense.real_per_class": st.sampled_from([1, 2, 14, 15, 20, 21, 10**9]),
+    "condense.augmentation": st.sampled_from(["none", "dsa", "dsa_without_flip", "auto"]),
     "condense.image_learning_rate": RATES,
     "condense.image_schedule": st.sampled_from(params.registry_names("training.py", "SCHEDULES")),
     "condense.image_momentum": st.floats(0, 0.99),

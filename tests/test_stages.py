@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from condensation.artefacts import read_synthetic_set
 from condensation.datasets import Dataset
 from condensation.image_sets import ImageSet
+from condensation.loops import PUBLISHED_LOOPS
 from condensation.params import Params, load_params
-from condense import PUBLISHED_LOOPS, frame_iterations, loops
+from condense import augmentation_name, frame_iterations
 from conftest import ROOT
 from evaluate import list_tasks, load_sets, spread
+from workspace import make_workspace, run_here
 
 IMAGES = ImageSet(
     torch.zeros(1, 1, 2, 2),
@@ -25,17 +28,36 @@ PARAMS = load_params(ROOT / "params.yaml")
 
 @pytest.mark.parametrize(
     "ipc, expected",
-    [*PUBLISHED_LOOPS.items(), (2, (1, 1)), (7, (10, 50)), (15, (10, 50)), (100, (50, 10))],
+    [*PUBLISHED_LOOPS.items(), (2, (2, 6)), (7, (7, 34)), (25, (25, 22)), (100, (50, 10))],
 )
-def test_loops_are_the_published_ones_or_those_of_the_nearest_ipc(
-    ipc: int, expected: tuple[int, int]
-) -> None:
-    assert loops(dataclasses.replace(PARAMS, ipc=ipc)) == expected
+def test_loops_are_the_published_ones_or_between_them(ipc: int, expected: tuple[int, int]) -> None:
+    assert dataclasses.replace(PARAMS, ipc=ipc).loops == expected
 
 
 def test_loops_that_are_set_are_taken() -> None:
     condense = dataclasses.replace(PARAMS.condense, outer=3, inner=0)
-    assert loops(dataclasses.replace(PARAMS, ipc=10, condense=condense)) == (3, 0)
+    assert dataclasses.replace(PARAMS, ipc=10, condense=condense).loops == (3, 0)
+
+
+@pytest.mark.parametrize(
+    "name, dataset, expected",
+    [
+        ("none", "mnist", "none"),
+        (None, "mnist", "dsa_without_flip"),
+        (None, "svhn", "dsa_without_flip"),
+        (None, "fashion_mnist", "dsa"),
+        (None, "/some/folder", "dsa"),
+        ("dsa", "mnist", "dsa"),
+    ],
+)
+def test_digits_are_not_flipped_of_themselves(
+    name: str | None, dataset: str, expected: str
+) -> None:
+    condense = dataclasses.replace(PARAMS.condense, augmentation=name)
+    assert (
+        augmentation_name(dataclasses.replace(PARAMS, dataset=dataset, condense=condense))
+        == expected
+    )
 
 
 def test_final_images_are_evaluated_with_the_full_number_and_snapshots_with_fewer() -> None:
@@ -93,3 +115,24 @@ def test_images_from_elsewhere_have_to_fit(
         return
     ((found,),) = load_sets(evaluating(path), "mlp", tiny_dataset).values()
     torch.testing.assert_close(found.images, (pixels - 0.5) / 0.3)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_augmentation_changes_the_images_and_is_said(
+    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = {}
+    for name in ("none", "dsa"):
+        folder = make_workspace(
+            tmp_path / name, order=order, **{"condense.augmentation": name, "condense.outer": 2}
+        )
+        for stage in ("initialize", "condense"):
+            run_here(folder, stage, monkeypatch)
+        learned[name] = read_synthetic_set(folder / "data/condensed/synthetic.safetensors")
+        card = (folder / "data/condensed/README.md").read_text()
+        assert f"- augmentation: {name}\n" in card and card.count("augmentation:") == 1
+    assert not torch.equal(learned["none"].images, learned["dsa"].images)
+    assert {name: made.metadata["augmentation"] for name, made in learned.items()} == {
+        "none": "none",
+        "dsa": "dsa",
+    }

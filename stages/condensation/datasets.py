@@ -76,32 +76,23 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
 
 
 def sample_by_class(
-    by_class: Sequence[Tensor],
-    num_per_class: int,
-    class_names: Sequence[str],
-    seed: int,
-    *stream: str | int,
-) -> Tensor:
-    """Draw images of every class, without repeats: (C, num_per_class, ch, h, w) uint8.
+    by_class: Sequence[Tensor], num_per_class: int, seed: int, *stream: str | int
+) -> list[Tensor]:
+    """Draw images of every class, without repeats: (R, ch, h, w) uint8 for each.
 
     Each class has a stream of its own, `(seed, *stream, class index)`, so that classes can be
     drawn apart.
 
     Args:
         by_class: All images of each class, (n, ch, h, w).
-        num_per_class: How many to draw of each.
-        class_names: One for each class, for the message.
+        num_per_class: How many to draw of each; of a class that has fewer, all of them.
         seed: The seed of the run.
         *stream: The name of the draw.
-
-    Raises:
-        ValueError: A class has fewer images than that.
     """
-    drawn = [
-        sample_class(images, num_per_class, name, generator(seed, *stream, c))
-        for c, (images, name) in enumerate(zip(by_class, class_names, strict=True))
+    return [
+        sample_class(images, min(num_per_class, len(images)), "", generator(seed, *stream, c))
+        for c, images in enumerate(by_class)
     ]
-    return torch.stack(drawn)
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:

@@ -42,6 +42,27 @@ def write_at_once(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path, None, None]:
+    """Give a temporary path beside `path`, whose file takes its place when the block succeeds.
+
+    For what is too large to be held in memory as a whole.
+
+    Yields:
+        The temporary path, in a folder that exists.
+
+    Raises:
+        OSError: The file cannot be written; whatever was at `path` is still there.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with _naming(path):
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def together() -> Generator[None, None, None]:
     """Write the files of a block all or none: none takes its place before all are on the disk.
 
@@ -78,10 +99,8 @@ def check_writable(*paths: Path) -> None:
 
 def _write_beside(path: Path, content: bytes) -> Path:
     # Return a temporary file in the same folder that is on the disk as a whole.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    temporary = _temporary(path)
     with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -91,6 +110,14 @@ def _write_beside(path: Path, content: bytes) -> Path:
             temporary.unlink(missing_ok=True)
             raise
     return temporary
+
+
+def _temporary(path: Path) -> Path:
+    # Return where a file can grow before it takes its place; its folder is made.
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+    return path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ For class c at parameters theta (Zhao, Mopuri and Bilen, ICLR 2021):
     g_T = dl/dtheta (theta; T_c)     a constant, from a batch T_c of real images of the class
     L_c = D(g_S, g_T) + lambda * Q_c     order 1: no Q_c; order 2: Q_c a term of curvature
 
+With augmentation, S_c and T_c are what one draw makes of the images, the same for both.
 Everything that comes from the real images, and the probes, are constants: the image gradient flows
 through g_S and through what Q_c computes from the synthetic images.
 
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from condensation.augmentation import Augmentation, apply_augmentation
 from condensation.curvature import CurvatureForm, RealSide, SyntheticSide
 from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.distances import Distance
@@ -90,6 +92,7 @@ def match_class(
     distance: Distance,
     curvature: Curvature | None,
     probes: Sequence[Theta],
+    augmentation: Augmentation | None = None,
 ) -> Matched:
     """Match one class of one set.
 
@@ -102,16 +105,21 @@ def match_class(
         distance: D.
         curvature: Q and its weight; None is order 1.
         probes: What Q is probed with; none stands for the real gradient.
+        augmentation: One draw with a single entry, applied to every real and every synthetic image
+            (Siamese: Zhao and Bilen, ICML 2021, equation 5); the image gradient flows through it.
 
     Returns:
         Without the axes K and C.
     """
+    images = synthetic.detach().requires_grad_()
+    seen = images
+    if augmentation is not None:
+        seen, real = (apply_augmentation(side, augmentation) for side in (images, real))
     real_labels = torch.full((len(real),), class_index, device=real.device)
     block_size = REAL_BLOCK.get(real.device.type, len(real))
     target = constant_loss_gradient(theta, network, real, real_labels, block_size)
-    images = synthetic.detach().requires_grad_()
     labels = torch.full((len(images),), class_index, device=images.device)
-    gradient = loss_gradient(theta, network, images, labels)
+    gradient = loss_gradient(theta, network, seen, labels)
     loss = distance(gradient, target)
     zero = torch.zeros_like(loss).detach()
     if curvature is None:
@@ -126,7 +134,7 @@ def match_class(
     constants = curvature.form.constants(
         RealSide(theta, network, real[part], real_labels[part], target, probes, gap, block_size)
     )
-    side = SyntheticSide(theta, network, images, labels, gradient, target, probes)
+    side = SyntheticSide(theta, network, seen, labels, gradient, target, probes)
     term = curvature.form.term(side, distance, constants)
     (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
     (of_term,) = torch.autograd.grad(term, images)
@@ -151,8 +159,16 @@ def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, 
     return combined, lengths[1] / lengths[0].clamp_min(_TINY), cosine
 
 
-MatchingStep = Callable[[Tensor, Tensor, Sequence[Theta], Sequence[Sequence[Theta]]], Matched]
-"""`step(synthetic (K, C, S, ch, h, w), real (K, C, R, ch, h, w), theta and probes of each set)`."""
+RealBatches = Tensor | Sequence[Sequence[Tensor]]
+"""Of each set and class, (R, ch, h, w): a small class may have fewer images than others."""
+
+Siamese = Sequence[Sequence[Augmentation | None]]
+"""Of each set and class, the draw for its real and its synthetic images."""
+
+MatchingStep = Callable[
+    [Tensor, RealBatches, Sequence[Theta], Sequence[Sequence[Theta]], Siamese], Matched
+]
+"""`step(synthetic (K, C, S, ch, h, w), real batches, theta and probes of each set, draws)`."""
 
 
 def make_matching_step(
@@ -168,9 +184,10 @@ def make_matching_step(
 
     def step(
         synthetic: Tensor,
-        real: Tensor,
+        real: RealBatches,
         thetas: Sequence[Theta],
         probes: Sequence[Sequence[Theta]],
+        siamese: Siamese,
     ) -> Matched:
         num_sets, num_classes = synthetic.shape[:2]
 
@@ -180,11 +197,12 @@ def make_matching_step(
                 thetas[k],
                 networks[k],
                 synthetic[k, c],
-                real[k, c],
+                real[k][c],
                 c,
                 distance,
                 curvature,
                 probes[k],
+                siamese[k][c],
             )
 
         indices = [(k, c) for k in range(num_sets) for c in range(num_classes)]

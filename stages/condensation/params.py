@@ -21,6 +21,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from condensation.loops import default_loops
+
 Options = Mapping[str, int | float | str]
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _HERE = Path(__file__).parent
@@ -63,7 +65,8 @@ def _or_auto(limits: Any) -> Any:
 class Prepare:
     """Settings of the stage `prepare`."""
 
-    raw: str
+    raw: str | None = _or_auto(field())
+    image_size: int | None = _or_auto(_at_least(8))
     validation_per_class: int = _at_least(1)
     seed: int = _at_least(0)
 
@@ -109,6 +112,9 @@ class Condense:
     inner: int | None = _or_auto(_at_least(0))
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
+    augmentation: str | None = field(
+        metadata={"choices": ("none", "dsa", "dsa_without_flip"), "auto": True}
+    )
     image_learning_rate: float = _above(0)
     image_schedule: str = _registered("training.py", "SCHEDULES")
     image_momentum: float = _between(0, 1)
@@ -157,7 +163,7 @@ class Params:
     """All of params.yaml; the comments there say what each value does."""
 
     seed: int = _at_least(0)
-    dataset: str = _registered("raw_data.py", "DATASETS")
+    dataset: str = field(metadata={"registry": ("raw_data.py", "DATASETS"), "or_path": True})
     ipc: int = _at_least(1)
     sets: int = _at_least(1)
     network: str = _registered("networks.py", "NETWORKS")
@@ -171,6 +177,13 @@ class Params:
     condense: Condense
     evaluate: Evaluate
     render: Render
+
+    @property
+    def loops(self) -> tuple[int, int]:
+        """Image steps for each network, and epochs of training it after each."""
+        outer, inner = default_loops(self.ipc)
+        given = self.condense
+        return given.outer or outer, inner if given.inner is None else given.inner
 
 
 def load_params(path: Path) -> Params:
@@ -208,10 +221,12 @@ def load_params(path: Path) -> Params:
             f"condense.snapshots: got {late[0]}, takes iterations from 0 to condense.iterations "
             f"({params.condense.iterations})"
         )
-    if params.condense.inner == 0 and params.condense.outer not in (None, 1):
+    outer, inner = params.loops
+    if inner == 0 and outer > 1:
         raise ValueError(
-            f"condense.inner: got 0 with condense.outer {params.condense.outer}; without training "
-            "between them all image steps would see the same network: takes 1 or more, or outer 1"
+            f"condense.inner: got 0 with {outer} image steps for each network (condense.outer, or "
+            "what ipc brings); without training between them all would see the same network: takes "
+            "1 or more, or condense.outer 1"
         )
     return params
 
@@ -403,6 +418,8 @@ def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         if hint in (int, float) and isinstance(value, str):
             hint_text = "; write numbers without quotes"
         raise ValueError(f"{key}: got {_shown(value)}, takes {takes}{hint_text}")
+    if "or_path" in metadata and ("/" in value or value.endswith(".npz")):
+        return value
     names = metadata.get("choices") or ()
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
@@ -426,6 +443,8 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
     if "registry" in metadata:
         names = registry_names(*metadata["registry"])
     auto = " | auto" if metadata.get("auto") else ""
+    if "or_path" in metadata:
+        auto = " | the path of a folder (with a /) or of an .npz file"
     if names:
         return " | ".join(str(name) for name in names) + auto
     text = _TYPE_NAMES[hint]

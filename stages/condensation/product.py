@@ -58,7 +58,7 @@ tensors are what to train on; the PNG files are to look at.
 
 ## Source and licence
 
-Learned from {title} ({authors}; {address}), which is under the licence {licence}. What is
+Learned from {title} ({origin}), which is under the licence {licence}. What is
 derived from it may be handed on under the terms of that licence.
 """
 
@@ -102,8 +102,7 @@ def dataset_card(synthetic: SyntheticSet, source: Source, settings: Mapping[str,
         made += [f"- {name}{'.' if part else ''}{part}: {shown}" for part, shown in parts]
     return CARD.format(
         title=source.title,
-        authors=source.authors,
-        address=source.address,
+        origin="; ".join(filter(None, [source.authors, source.address])),
         licence=source.licence,
         num_images=num_classes * ipc,
         ipc=ipc,

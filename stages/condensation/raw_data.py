@@ -1,131 +1,81 @@
-"""Raw files of a dataset -> arrays. One function a dataset, registered in `DATASETS`.
+"""Raw files of a dataset -> arrays. One function a dataset, registered in `DATASETS`."""
 
-Shapes: N = number of images, image = (ch, h, w).
-"""
-
-import gzip
-import hashlib
-import math
-import struct
-import tempfile
-import zlib
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets import CIFAR10, CIFAR100
 
-MNIST_FILES = {
-    "train-images-idx3-ubyte.gz": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
-    ),
-    "t10k-images-idx3-ubyte.gz": (
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
-    ),
-}
-"""File name -> sha256 of its decompressed content."""
+from condensation.cifar import CIFAR10_FILES, CIFAR100_FILES, read_cifar10, read_cifar100
+from condensation.downloads import RemoteFile, fetch
+from condensation.idx_datasets import (
+    FASHION_MNIST_DOWNLOADS,
+    read_fashion_mnist,
+    read_mnist,
+)
+from condensation.own_images import read_own_images
+from condensation.raw_dataset import RawDataset
+from condensation.resizing import resize
+from condensation.svhn import SVHN_FILES, read_svhn
+from condensation.tiny_imagenet import TINY_IMAGENET_FILES, read_tiny_imagenet
 
-LARGEST = 50_000_000
-"""Bytes that a file is decompressed to at most; the largest published one has 47,040,016."""
+DATA = Path("data")
+"""Where a dataset is looked for that is given as a path."""
 
 
-@dataclass(frozen=True)
-class RawDataset:
-    """A dataset as its authors publish it.
+def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: int) -> RawDataset:
+    """Read a dataset, downloading its files first if need be.
 
-    Attributes:
-        train_images: (N, ch, h, w) uint8.
-        train_labels: (N,) int64.
-        test_images: (N, ch, h, w) uint8.
-        test_labels: (N,) int64.
-        class_names: One name for each class.
-    """
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    class_names: tuple[str, ...]
-
-
-def read_mnist(folder: Path) -> RawDataset:
-    """Read MNIST (LeCun, Cortes and Burges) from its four gzip files, checking their content.
+    Args:
+        dataset: A name in `DATASETS`, or the path of one's own images, from `data`.
+        folder: Where the files are. None: in `data/<name>`, or downloaded into `data/raw/<name>`.
+        image_size: Height and width that every image is brought to; None: as they are.
+        seed: Draws the test part of one's own images where there is none.
 
     Raises:
         ValueError: A file is missing, damaged, or is not the published one.
+        OSError: A file cannot be downloaded.
     """
-    contents = [_decompress(folder / name, digest) for name, digest in MNIST_FILES.items()]
-    for name, content in zip(MNIST_FILES, contents, strict=True):
-        check_idx(content, 3 if "images" in name else 1, str(folder / name))
-    # torchvision reads the idx format from files only.
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = [Path(temporary) / name.removesuffix(".gz") for name in MNIST_FILES]
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-        train_images, test_images = (read_image_file(str(path)) for path in paths[0::2])
-        train_labels, test_labels = (read_label_file(str(path)) for path in paths[1::2])
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        if len(images) != len(labels) or labels.max() > 9:
-            raise ValueError(f"{folder}: its labels are not one digit for each image")
-    return RawDataset(
-        train_images.unsqueeze(1),
-        train_labels,
-        test_images.unsqueeze(1),
-        test_labels,
-        tuple("0123456789"),
+    if dataset not in DATASETS:
+        return read_own_images(DATA / dataset, image_size, seed)
+    if folder is None:
+        folder = DATA / "raw" / dataset if DOWNLOADS[dataset] else DATA / dataset
+        if not any((folder / each).is_dir() for each in UNPACKED):
+            fetch(DOWNLOADS[dataset], folder)
+    try:
+        raw = DATASETS[dataset](folder)
+    except ValueError as error:
+        sources = ", ".join(file.address for file in DOWNLOADS[dataset])
+        origin = f"; the published files are at {sources}" if sources else ""
+        raise ValueError(
+            f"{error}; prepare.raw takes auto or the folder of the files of {dataset}{origin}"
+        ) from None
+    if image_size is None:
+        return raw
+    return dataclasses.replace(
+        raw,
+        train_images=resize(raw.train_images, image_size),
+        test_images=resize(raw.test_images, image_size),
     )
 
 
-def _decompress(path: Path, digest: str) -> bytes:
-    # Return the content of a gzip file with that sha256.
-    try:
-        with gzip.open(path) as file:
-            content = file.read(LARGEST + 1)
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path}: is missing; prepare.raw takes the folder of {', '.join(MNIST_FILES)}"
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be decompressed ({error})") from None
-    if len(content) > LARGEST:
-        raise ValueError(f"{path}: is not the published file: it holds more than {LARGEST} bytes")
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise ValueError(
-            f"{path}: is not the published file: the sha256 of its content is {found}, not {digest}"
-        )
-    return content
+UNPACKED = (CIFAR10.base_folder, CIFAR100.base_folder)
+"""Folders that stand for an archive, as torchvision leaves them."""
 
+DATASETS: dict[str, Callable[[Path], RawDataset]] = {
+    "mnist": read_mnist,
+    "fashion_mnist": read_fashion_mnist,
+    "svhn": read_svhn,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "tiny_imagenet": read_tiny_imagenet,
+}
 
-def check_idx(content: bytes, num_dimensions: int, name: str) -> None:
-    """Make sure that bytes are in the idx format of unsigned bytes, with all that it announces.
-
-    The format: two zero bytes, the type (8), the number of dimensions, each one as four bytes, the
-    highest first, and then the numbers themselves.
-
-    Raises:
-        ValueError: They are not.
-    """
-    header = 4 + 4 * num_dimensions
-    expected = bytes([0, 0, 8, num_dimensions])
-    if len(content) < header or content[:4] != expected:
-        raise ValueError(
-            f"{name}: is not of the idx format: begins with {content[:4].hex()}, not "
-            f"{expected.hex()}"
-        )
-    sizes = struct.unpack(f">{num_dimensions}I", content[4:header])
-    if len(content) != header + math.prod(sizes) or 0 in sizes:
-        raise ValueError(
-            f"{name}: announces {' x '.join(map(str, sizes))} bytes and holds "
-            f"{len(content) - header}"
-        )
-
-
-DATASETS: dict[str, Callable[[Path], RawDataset]] = {"mnist": read_mnist}
+DOWNLOADS: dict[str, tuple[RemoteFile, ...]] = {
+    "mnist": (),  # in the repository
+    "fashion_mnist": FASHION_MNIST_DOWNLOADS,
+    "svhn": SVHN_FILES,
+    "cifar10": CIFAR10_FILES,
+    "cifar100": CIFAR100_FILES,
+    "tiny_imagenet": TINY_IMAGENET_FILES,
+}

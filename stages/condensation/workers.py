@@ -1,13 +1,17 @@
 """Independent pieces of work side by side: on the CPU one thread each, elsewhere in turn."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+WAKE_SECONDS = 0.1
+"""How often the waiting main thread looks up: a signal that reaches the process just before the
+wait, or another thread of it, would else be handled only once the work is done."""
 
 
 def parallel_map(
@@ -33,6 +37,10 @@ def parallel_map(
         torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        return list(executor.map(function, items))
+        futures = [executor.submit(function, item) for item in items]
+        while wait(futures, WAKE_SECONDS, FIRST_EXCEPTION).not_done:
+            if any(future.done() and future.exception() for future in futures):
+                break
+        return [future.result() for future in futures if future.done()]
     finally:
         executor.shutdown(cancel_futures=True)

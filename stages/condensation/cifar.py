@@ -1,0 +1,85 @@
+"""CIFAR-10 and CIFAR-100, from the published archive or what torchvision has taken out of it."""
+
+import hashlib
+import pickle
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from condensation.downloads import RemoteFile
+from condensation.raw_dataset import RawDataset
+
+CIFAR10_FILES = (RemoteFile(CIFAR10.filename, CIFAR10.url, CIFAR10.tgz_md5),)
+CIFAR100_FILES = (RemoteFile(CIFAR100.filename, CIFAR100.url, CIFAR100.tgz_md5),)
+
+
+def read_cifar10(folder: Path) -> RawDataset:
+    """Read CIFAR-10 (Krizhevsky, 2009).
+
+    Raises:
+        ValueError: A file is missing, damaged, or is not the published one.
+    """
+    return _read(CIFAR10, CIFAR10_FILES[0], folder)
+
+
+def read_cifar100(folder: Path) -> RawDataset:
+    """Read CIFAR-100 (Krizhevsky, 2009) with its 100 fine classes.
+
+    Raises:
+        ValueError: A file is missing, damaged, or is not the published one.
+    """
+    return _read(CIFAR100, CIFAR100_FILES[0], folder)
+
+
+def _read(dataset: type[CIFAR10], archive: RemoteFile, folder: Path) -> RawDataset:
+    if (folder / dataset.base_folder).is_dir():
+        return _read_files(dataset, folder)
+    path = folder / archive.name
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing, and so is the folder {dataset.base_folder}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if digest != archive.md5:
+        raise ValueError(
+            f"{path}: is not the published file: its md5 is {digest}, not {archive.md5}"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            with tarfile.open(path) as opened:
+                opened.extractall(temporary, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: cannot be taken apart ({error})") from None
+        return _read_files(dataset, Path(temporary))
+
+
+def _read_files(dataset: type[CIFAR10], folder: Path) -> RawDataset:
+    # torchvision compares the md5 of each file before it is read; only then are pickles opened.
+    try:
+        train, test = (dataset(str(folder), train=train) for train in (True, False))
+    except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+        files = [name for name, _ in (*dataset.train_list, *dataset.test_list)]
+        raise ValueError(
+            f"{folder / dataset.base_folder}: its files ({', '.join(files)}, "
+            f"{dataset.meta['filename']}) are not all there as published ({_line(error)})"
+        ) from None
+    return RawDataset(
+        _channels_first(train),
+        torch.tensor(train.targets),
+        _channels_first(test),
+        torch.tensor(test.targets),
+        tuple(train.classes),
+    )
+
+
+def _channels_first(dataset: CIFAR10) -> Tensor:
+    # (N, h, w, ch) -> (N, ch, h, w)
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

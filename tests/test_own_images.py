@@ -1,0 +1,257 @@
+"""One's own images: folders by class and `.npz` files, and what is said of broken ones."""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from condensation.own_images import read_own_images
+from condensation.randomness import generator
+
+SIZES = {"ant": 12, "bee": 3, "cat": 5}
+
+
+def picture(stream: str, *shape: int) -> np.ndarray:
+    """Draw pixels (h, w) or (h, w, ch)."""
+    drawn: np.ndarray = torch.randint(0, 256, shape, generator=generator(0, stream)).byte().numpy()
+    return drawn
+
+
+def make_folder(folder: Path, part: str = "train", shape: tuple[int, ...] = (8, 8, 3)) -> Path:
+    """Write a folder of three unequal classes."""
+    for name, count in SIZES.items():
+        place = folder / part / name
+        place.mkdir(parents=True)
+        for number in range(count):
+            pixels = picture(f"{part} {name} {number}", *shape)
+            Image.fromarray(pixels).save(place / f"{number:02d}.png")
+    return folder
+
+
+def make_arrays(path: Path, **changes: Any) -> Path:
+    """Write an `.npz` file of two classes; an array that is changed to None is left out."""
+    arrays: dict[str, Any] = {
+        "images": picture("images", 10, 8, 8, 3),
+        "labels": np.arange(10) % 2,
+        **changes,
+    }
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+def test_a_folder_of_colour_images(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "train/ant/.hidden").write_text("left out")
+    raw = read_own_images(tmp_path, None, 0)
+    assert raw.class_names == ("ant", "bee", "cat") and raw.train_images.dtype == torch.uint8
+    assert raw.train_images.shape[1:] == raw.test_images.shape[1:] == (3, 8, 8)
+    assert raw.train_labels.bincount().tolist() == [10, 2, 4]
+    assert raw.test_labels.bincount().tolist() == [2, 1, 1]
+    everything = torch.cat([raw.train_images, raw.test_images]).flatten(1).tolist()
+    files = sorted((tmp_path / "train").glob("*/*.png"))
+    expected = [np.array(Image.open(file)).transpose(2, 0, 1).flatten().tolist() for file in files]
+    assert sorted(everything) == sorted(expected)
+
+
+def test_the_test_part_follows_the_seed(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    first, again, other = (read_own_images(tmp_path, None, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.test_images, again.test_images)
+    assert not torch.equal(first.test_images, other.test_images)
+
+
+def test_a_folder_with_a_test_part_of_grey_images(tmp_path: Path) -> None:
+    make_folder(tmp_path, "test", (8, 8))
+    make_folder(tmp_path, shape=(8, 8))
+    raw = read_own_images(tmp_path, None, 0)
+    assert raw.train_images.shape == raw.test_images.shape == (20, 1, 8, 8)
+    assert not torch.equal(raw.train_images, raw.test_images)
+
+
+def test_images_of_all_sizes_and_kinds_become_one(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    Image.fromarray(picture("a", 20, 31)).save(tmp_path / "train/bee/a.gif")
+    Image.fromarray(picture("b", 40, 16, 4)).save(tmp_path / "train/bee/b.webp")
+    raw = read_own_images(tmp_path, 16, 0)
+    assert raw.train_images.shape == (18, 3, 16, 16) and len(raw.test_labels) == 4
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
+def test_an_npz_file(shape: tuple[int, ...], tmp_path: Path) -> None:
+    images, tests = picture("images", 10, *shape), picture("tests", 4, *shape)
+    path = make_arrays(
+        tmp_path / "own.npz",
+        images=images,
+        labels=np.arange(10, dtype=np.uint8) % 2,
+        test_images=tests,
+        test_labels=np.arange(4) % 2,
+        class_names=np.array(["no", "yes"]),
+    )
+    raw = read_own_images(path, None, 0)
+    assert raw.class_names == ("no", "yes") and raw.test_labels.tolist() == [0, 1, 0, 1]
+    assert raw.train_images.shape[1:] == (shape[2] if len(shape) == 3 else 1, 8, 8)
+    pixels = raw.train_images.permute(0, 2, 3, 1).reshape(images.shape).numpy()
+    assert np.array_equal(pixels, images) and raw.train_labels.dtype == torch.int64
+
+
+def test_an_npz_file_without_names_and_test_part(tmp_path: Path) -> None:
+    raw = read_own_images(make_arrays(tmp_path / "own.npz"), None, 0)
+    assert raw.class_names == ("0", "1") and raw.test_labels.bincount().tolist() == [1, 1]
+
+
+def truncate(path: Path) -> None:
+    """Keep the first half of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def single_array() -> bytes:
+    """Return a file of one array, as `.npy`."""
+    content = io.BytesIO()
+    np.save(content, np.zeros(3))
+    return content.getvalue()
+
+
+BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no image": (
+        lambda folder: (folder / "train/ant/note.txt").write_text("no image"),
+        r"train/ant/note\.txt: cannot be read \(cannot identify",
+    ),
+    "truncated": (
+        lambda folder: truncate(folder / "train/bee/01.png"),
+        r"train/bee/01\.png: cannot be read \(",
+    ),
+    "wrong size": (
+        lambda folder: Image.fromarray(picture("x", 9, 8, 3)).save(folder / "train/cat/x.png"),
+        r"train/cat/x\.png: is 9 x 8, most images are 8 x 8 .*prepare\.image_size",
+    ),
+    "16 bits": (
+        lambda folder: Image.new("I;16", (8, 8)).save(folder / "train/cat/y.png"),
+        r"train/cat/y\.png: has pixels of the kind I;16, takes 8 bits",
+    ),
+    "beside the classes": (
+        lambda folder: (folder / "train/stray.png").write_text(""),
+        r"train/stray\.png: lies beside the folders",
+    ),
+    "folder in a class": (
+        lambda folder: (folder / "train/ant/more").mkdir(),
+        r"train/ant/more: is a folder in a class",
+    ),
+    "unknown class": (
+        lambda folder: (folder / "test/dog").mkdir(parents=True),
+        r"test/dog: is no class; train has ant, bee, cat",
+    ),
+}
+"""What is done to a folder, and what is said of it."""
+
+
+@pytest.mark.parametrize("damage", BROKEN_FOLDERS)
+def test_what_is_wrong_in_a_folder_is_named(damage: str, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    spoil, message = BROKEN_FOLDERS[damage]
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=f"^dataset: .* cannot be used:\n  {message}") as caught:
+        read_own_images(tmp_path, None, 0)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_all_that_is_wrong_in_a_folder_is_named_at_once(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    for spoil, _ in BROKEN_FOLDERS.values():
+        spoil(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        read_own_images(tmp_path, None, 0)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == len(BROKEN_FOLDERS)
+    for _, message in BROKEN_FOLDERS.values():
+        assert sum(re.match(f"  {message}", line) is not None for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "names, part, message",
+    [
+        ([], None, r"it has 0 class, takes at least 2"),
+        (["ant"], None, r"it has 1 class, takes at least 2"),
+        (["ant", "bee"], None, r"class 'bee' has 1 training images, takes at least 2 \(one"),
+        (["ant", "bee"], "test", r"class 'ant' has no test image\n  class 'bee' has no test image"),
+    ],
+)
+def test_classes_with_too_few_images(
+    names: list[str], part: str | None, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train").mkdir()
+    for count, name in zip([2, 1], names, strict=False):
+        (tmp_path / "train" / name).mkdir()
+        for number in range(count):
+            Image.fromarray(picture(name, 8, 8)).save(tmp_path / f"train/{name}/{number}.png")
+    if part is not None:
+        (tmp_path / part).mkdir()
+    with pytest.raises(ValueError, match=message):
+        read_own_images(tmp_path, None, 0)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"images": None}, r"images: is missing"),
+        ({"labels": None}, r"labels: is missing"),
+        ({"images": np.zeros((10, 8, 8))}, r"images: are float64 10 x 8 x 8, take uint8"),
+        ({"images": np.zeros((10, 3, 8, 8), np.uint8)}, r"images: are uint8 10 x 3 x 8 x 8, take"),
+        (
+            {"labels": np.arange(9)},
+            r"labels: are int64 9, take one whole number for each of",
+        ),
+        ({"labels": np.zeros(10)}, r"labels: are float64 10, take one whole"),
+        (
+            {"labels": np.arange(10) % 2 - 1},
+            r"labels: that of image 0 is -1, no class from 0 to 0\n",
+        ),
+        (
+            {"class_names": np.array(["a"])},
+            r"labels: that of image 1 is 1, no class from 0 to 0\n(.*\n)+.* that of image 9 is 1",
+        ),
+        ({"class_names": np.array(["a", "a"])}, r"class_names: a name is given twice"),
+        ({"class_names": np.array(["a", "b", "c"])}, r"class 'c' has 0 training images"),
+        ({"test_images": picture("t", 2, 8, 8, 3)}, r"test_labels: is missing"),
+        (
+            {"test_images": picture("t", 2, 9, 8, 3), "test_labels": np.arange(2)},
+            r"test_images: are 9 x 8 x 3, images 8 x 8 x 3",
+        ),
+        (
+            {"test_images": picture("t", 2, 8, 8, 3), "test_labels": np.array([0, 2])},
+            r"test_labels: that of image 1 is 2, no class from 0 to 1",
+        ),
+        ({"labels": np.array([None] * 10)}, r"it cannot be read \(.*pickle"),
+    ],
+)
+def test_what_is_wrong_in_an_npz_file_is_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = make_arrays(tmp_path / "own.npz", **changes)
+    with pytest.raises(ValueError, match=f"^dataset: .*own.npz cannot be used:\n  {message}"):
+        read_own_images(path, None, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + bytes(50), b"no array", single_array()])
+def test_a_damaged_npz_file_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"own\.npz cannot be used:\n  it cannot be read \("):
+        read_own_images(path, None, 0)
+
+
+def test_what_is_neither_folder_nor_npz(tmp_path: Path) -> None:
+    (tmp_path / "file.zip").write_text("")
+    for name in ("none", "none.npz", "file.zip"):
+        with pytest.raises(
+            ValueError, match=rf"dataset: got .*{name}, takes a folder .* or an .npz"
+        ):
+            read_own_images(tmp_path / name, None, 0)
+    with pytest.raises(ValueError, match="has no folder 'train'"):
+        read_own_images(tmp_path, None, 0)
