@@ -4,6 +4,7 @@ from pathlib import Path
 
 from condensation.artefacts import SyntheticSet, set_path, write_synthetic_set
 from condensation.datasets import load_training
+from condensation.features import pixels
 from condensation.initialisers import INITIALISERS
 from condensation.params import load_params, run_stage
 from condensation.randomness import generator
@@ -22,7 +23,7 @@ def main() -> None:
         seed = params.seed + index
         stream = generator(seed, "initialize", params.init)
         try:
-            images = INITIALISERS[params.init](dataset, params.ipc, stream)
+            images = INITIALISERS[params.init](dataset, params.ipc, stream, pixels)
         except ValueError as error:
             raise ValueError(f"ipc: got {params.ipc}, with init {params.init}: {error}") from None
         metadata = {"init": params.init, "seed": str(seed), "split": params.split}

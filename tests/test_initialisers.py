@@ -4,59 +4,237 @@ import pytest
 import torch
 from torch import Tensor
 
+from condensation.averages import cluster_centers, nearest_images
+from condensation.coresets import Coreset, cover, herd
 from condensation.datasets import Dataset
+from condensation.features import pixels as pixel_features
 from condensation.initialisers import INITIALISERS
 from condensation.randomness import generator
+from condensation.sharpening import sharpen
+
+CONSTANTS = {"black": 0.0, "grey": 0.5, "white": 1.0}
+ANY_NUMBER = ("noise", *CONSTANTS)
+"""Those that take nothing from the images, and so give any number of them."""
+
+ONE_OUTCOME = (*CONSTANTS, "herding", "kcenter")
+"""Those that draw nothing where the features are pixels."""
+
+AVERAGES = ("mean", "kmeans_centers", "kmeans", "sharpened_mean", "sharpened_centers")
+"""Those that draw nothing for one image a class."""
+
+CHOSEN = ("real", "kmeans", "herding", "kcenter")
+"""Those that are real images."""
+
+
+def initial(name: str, dataset: Dataset, ipc: int, stream: str = "a") -> Tensor:
+    return INITIALISERS[name](dataset, ipc, generator(0, stream), pixel_features)
 
 
 def pixels(dataset: Dataset, images: Tensor) -> Tensor:
     return images * dataset.std.view(-1, 1, 1) + dataset.mean.view(-1, 1, 1)
 
 
-@pytest.mark.parametrize("ipc", [1, 2, 5])
+def make_dataset(images: Tensor, labels: Tensor) -> Dataset:
+    """Wrap uint8 images; the statistics leave pixels as they are but for the scale 0 to 1."""
+    channels = images.shape[1]
+    names = ("zero", "one", "two")[: int(labels.max()) + 1]
+    return Dataset(images, labels, torch.zeros(channels), torch.ones(channels), names)
+
+
+def colours() -> Dataset:
+    """Three classes of 10, 11 and 12 random images of 3 x 6 x 5 pixels, and statistics."""
+    labels = torch.arange(3).repeat_interleave(torch.tensor([10, 11, 12]))
+    images = torch.randint(0, 256, (33, 3, 6, 5), generator=generator(0, "colours"))
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    return Dataset(images.to(torch.uint8), labels, mean, std, ("zero", "one", "two"))
+
+
+@pytest.mark.parametrize("ipc", [1, 3, 10])
 @pytest.mark.parametrize("name", INITIALISERS)
-def test_shape_type_and_stream(name: str, ipc: int, tiny_dataset: Dataset) -> None:
-    first, again, other = (
-        INITIALISERS[name](tiny_dataset, ipc, generator(0, stream)) for stream in "aab"
-    )
-    assert first.shape == (3, ipc, *tiny_dataset.image_shape) and first.dtype == torch.float32
+def test_shape_type_and_stream(name: str, ipc: int) -> None:
+    dataset = colours()
+    first, again, other = (initial(name, dataset, ipc, stream) for stream in "aab")
+    assert first.shape == (3, ipc, 3, 6, 5) and first.dtype == torch.float32
     assert torch.equal(first, again)
-    # The mean of a whole class is the same whoever draws it.
-    assert name == "mean" and ipc == 1 or not torch.equal(first, other)
+    if name in ONE_OUTCOME:
+        assert torch.equal(first, other)
+    elif not (name in AVERAGES and ipc == 1) and name not in ("kmeans", "kmeans_centers"):
+        assert name == "sharpened_centers" or not torch.equal(first, other)
 
 
-def test_noise_is_standard_normal(tiny_dataset: Dataset) -> None:
-    images = INITIALISERS["noise"](tiny_dataset, 50, generator(0))
-    assert abs(images.mean().item()) < 0.02 and images.std().item() == pytest.approx(1, abs=0.02)
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_pixels_are_within_their_range(name: str) -> None:
+    dataset = colours()
+    values = pixels(dataset, initial(name, dataset, 3))
+    assert name == "noise" or (values.min() >= -1e-6 and values.max() <= 1 + 1e-6)
 
 
-def test_real_are_different_images_of_the_class(tiny_dataset: Dataset) -> None:
-    images = pixels(tiny_dataset, INITIALISERS["real"](tiny_dataset, 5, generator(0)))
+@pytest.mark.parametrize("ipc", [1, 3])
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_classes_of_equal_images(name: str, ipc: int) -> None:
+    """Nothing to tell images apart by: all of the class are its one image."""
+    labels = torch.arange(2).repeat(4)
+    images = (40 * labels + 7).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    found = initial(name, make_dataset(images, labels), ipc)
+    assert found.isfinite().all()
+    if name not in ANY_NUMBER:
+        for index, value in enumerate((7, 47)):
+            torch.testing.assert_close(found[index], torch.full((ipc, 1, 4, 4), value / 255))
+
+
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_more_images_than_the_class_has_is_an_error_that_names_it(
+    name: str, tiny_dataset: Dataset
+) -> None:
+    if name in ANY_NUMBER:
+        assert initial(name, tiny_dataset, 6).shape[1] == 6
+    else:
+        message = "class 'zero': has 5 images, fewer than the 6 asked for"
+        with pytest.raises(ValueError, match=message):
+            initial(name, tiny_dataset, 6)
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_a_class_without_images_is_an_error_that_names_it(name: str, empty: int) -> None:
+    full = colours()
+    kept = full.labels != empty
+    dataset = Dataset(full.images[kept], full.labels[kept], full.mean, full.std, full.class_names)
+    message = f"class '{full.class_names[empty]}': has 0 images, fewer than the 1 asked for"
+    with pytest.raises(ValueError, match=message):
+        initial(name, dataset, 1)
+
+
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_all_images_of_a_class_can_be_asked_for(name: str) -> None:
+    dataset = colours()
+    images = initial(name, dataset, 10)[0].flatten(1)
+    if name in CHOSEN:
+        members = dataset.normalise(dataset.class_images(0)).flatten(1)
+        places = [(members == image).all(1).nonzero().item() for image in images]
+        assert sorted(places) == list(range(10)), "each image of the class once"
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_is_chosen_are_different_images_of_the_class(name: str, tiny_dataset: Dataset) -> None:
+    images = pixels(tiny_dataset, initial(name, tiny_dataset, 4))
     for index in range(3):
         chosen = (images[index] * 255).round().to(torch.uint8).flatten(1)
         members = tiny_dataset.class_images(index).flatten(1)
         places = [(members == image).all(1).nonzero().item() for image in chosen]
-        assert len(set(places)) == 5
+        assert len(set(places)) == 4
 
 
-def test_mean_of_one_image_a_class_is_the_class_mean(tiny_dataset: Dataset) -> None:
-    images = pixels(tiny_dataset, INITIALISERS["mean"](tiny_dataset, 1, generator(0)))
+def test_noise_is_standard_normal(tiny_dataset: Dataset) -> None:
+    images = initial("noise", tiny_dataset, 50)
+    assert abs(images.mean().item()) < 0.02 and images.std().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("name, value", CONSTANTS.items())
+def test_constants_are_true_pixel_values(name: str, value: float) -> None:
+    dataset = colours()
+    images = pixels(dataset, initial(name, dataset, 2))
+    torch.testing.assert_close(images, torch.full_like(images, value), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean", "kmeans_centers"])
+def test_mean_of_one_image_a_class_is_the_class_mean(name: str, tiny_dataset: Dataset) -> None:
+    images = pixels(tiny_dataset, initial(name, tiny_dataset, 1))
     for index in range(3):
         expected = tiny_dataset.class_images(index).double().mean(0) / 255
         torch.testing.assert_close(images[index, 0].double(), expected, rtol=0, atol=1e-6)
 
 
 def test_means_are_of_parts_that_make_up_the_class(tiny_dataset: Dataset) -> None:
-    images = pixels(tiny_dataset, INITIALISERS["mean"](tiny_dataset, 2, generator(0)))
+    images = pixels(tiny_dataset, initial("mean", tiny_dataset, 2))
     sizes = torch.tensor([4.0, 3.0])  # class 1 has 7 images
     members = tiny_dataset.class_images(1).float() / 255
     total = (images[1] * sizes.view(2, 1, 1, 1)).sum(0)
     torch.testing.assert_close(total, members.sum(0), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in INITIALISERS if name != "noise"])
-def test_more_images_than_the_class_has_is_an_error_that_names_it(
-    name: str, tiny_dataset: Dataset
-) -> None:
-    with pytest.raises(ValueError, match="class 'zero': has 5 images, fewer than the 6 asked for"):
-        INITIALISERS[name](tiny_dataset, 6, generator(0))
+# Clusters
+
+
+def on_a_line(*positions: int) -> Dataset:
+    """One class of images of one pixel."""
+    images = torch.tensor(positions, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return make_dataset(images, torch.zeros(len(positions), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("stream", "abc")
+def test_clusters_that_are_plain_to_see(stream: str) -> None:
+    """Around 11, 101 and 201; the largest comes first."""
+    dataset = on_a_line(200, 10, 11, 12, 100, 11, 103, 100, 202)
+    centers = cluster_centers(dataset, 3, generator(0, stream)).flatten()
+    assert centers.tolist() == [11.0, 101.0, 201.0]
+    chosen = initial("kmeans", dataset, 3, stream).flatten() * 255
+    assert chosen.round().tolist() == [11.0, 100.0, 200.0]
+
+
+def test_an_image_nearest_two_centres_is_taken_once() -> None:
+    centers = torch.tensor([50.0, 50.0, 0.0]).view(1, 3, 1, 1, 1)
+    chosen = nearest_images(on_a_line(0, 40, 53), centers)
+    assert chosen.flatten().tolist() == [53, 40, 0]
+
+
+# Coresets, by hand
+
+
+def test_herding_keeps_the_mean_of_the_chosen_near_the_mean() -> None:
+    """Positions 0, 1, 5, 10 with mean 4; every step by hand.
+
+    1: 5 is nearest 4. 2: (5 + 1) / 2 = 3 and (5 + 0) / 2 = 2.5 and (5 + 10) / 2 = 7.5: takes 1.
+    3: (6 + 10) / 3 = 5.33 and (6 + 0) / 3 = 2: takes 10. 4: what is left.
+    """
+    features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
+    assert herd(features, torch.zeros(4, dtype=torch.int64), 1, 4).tolist() == [[2, 1, 3, 0]]
+
+
+def test_kcenter_goes_to_the_farthest() -> None:
+    """Positions 0, 1, 5, 10: begins at 5, nearest the mean; 0 and 10 are as far, then 1."""
+    features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
+    assert cover(features, torch.zeros(4, dtype=torch.int64), 1, 4).tolist() == [[2, 0, 3, 1]]
+
+
+@pytest.mark.parametrize("choose", [herd, cover])
+def test_classes_are_chosen_from_apart(choose: Coreset) -> None:
+    """All classes together, in any order of the images, give what each gives alone."""
+    features = torch.randn(30, 4, generator=generator(0, "features"))
+    labels = torch.randint(0, 3, (30,), generator=generator(0, "labels"))
+    together = choose(features, labels, 3, 5)
+    for index in range(3):
+        places = (labels == index).nonzero().flatten()
+        alone = choose(features[places], torch.zeros_like(places), 1, 5)
+        assert torch.equal(together[index], places[alone[0]])
+
+
+def test_herding_is_the_rule_as_it_is_written() -> None:
+    features = torch.randn(12, 3, generator=generator(0, "features"), dtype=torch.float64)
+    chosen: list[int] = []
+    for k in range(1, 7):
+        gaps = {
+            i: (features.mean(0) - features[[*chosen, i]].sum(0) / k).norm().item()
+            for i in range(12)
+            if i not in chosen
+        }
+        chosen.append(min(gaps, key=gaps.__getitem__))
+    assert herd(features, torch.zeros(12, dtype=torch.int64), 1, 6).tolist() == [chosen]
+
+
+# Sharpening
+
+
+def test_sharpening_keeps_the_ranks_and_takes_the_class_s_values() -> None:
+    """Sorted, the two images are 0 10 20 90 and 2 30 40 250; their means are 1 20 30 170."""
+    members = torch.tensor([[[[20, 0], [90, 10]]], [[[2, 40], [30, 250]]]], dtype=torch.uint8)
+    image = torch.tensor([[[[5.0, 3.0], [4.0, 8.0]]]])
+    assert sharpen(image, members).tolist() == [[[[30.0, 1.0], [20.0, 170.0]]]]
+
+
+def test_sharpening_gives_contrast_back() -> None:
+    dataset = colours()
+    blurred, sharp = (initial(name, dataset, 1) for name in ("mean", "sharpened_mean"))
+    spread = dataset.normalise(dataset.class_images(0)).flatten(2).std(2).mean(0)
+    assert (blurred[0, 0].flatten(1).std(1) < 0.7 * spread).all()
+    torch.testing.assert_close(sharp[0, 0].flatten(1).std(1), spread, rtol=0.1, atol=0)

@@ -36,7 +36,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("order", 3, "order: got 3, takes 1 | 2"),
     ("order", "2", "order: got '2', takes 1 | 2"),
     ("network", "covnet", "network: got 'covnet', takes convnet | lenet | mlp | alexnet | vgg11"),
-    ("init", "kmeans++", "init: got 'kmeans++', takes noise | real | mean"),
+    ("init", "kmeans++", "init: got 'kmeans++', takes noise | real | black"),
     ("dataset", 7, "dataset: got 7, takes mnist"),
     ("split", "train", "split: got 'train', takes test | validation"),
     ("device", "gpu", "device: got 'gpu', takes auto | cpu | cuda"),

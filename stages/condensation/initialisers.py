@@ -8,23 +8,44 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from condensation.averages import cluster_centers, nearest_images, part_means
+from condensation.class_sizes import require_images
+from condensation.coresets import Coreset, cover, herd
 from condensation.datasets import Dataset, sample_class
+from condensation.features import Features
+from condensation.sharpening import sharpen
 
-Initialiser = Callable[[Dataset, int, torch.Generator], Tensor]
-"""`(dataset, ipc, generator)` -> (C, S, ch, h, w) float32, normalised."""
+Initialiser = Callable[[Dataset, int, torch.Generator, Features], Tensor]
+"""`(dataset, ipc, generator, features)` -> (C, S, ch, h, w) float32, normalised.
+
+All raise a ValueError that names the class where a class has no images, and, but for `noise`,
+`black`, `grey` and `white`, where it has fewer than `ipc`.
+"""
 
 
-def noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> Tensor:
+def noise(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
     """Standard normal noise in normalised space (Zhao, Mopuri and Bilen, ICLR 2021)."""
+    require_images(dataset, 1)
     return torch.randn(dataset.num_classes, ipc, *dataset.image_shape, generator=generator)
 
 
-def real(dataset: Dataset, ipc: int, generator: torch.Generator) -> Tensor:
-    """Random real images of the class, without repeats.
+def black(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Pixel value 0 everywhere."""
+    return _constant(dataset, ipc, 0)
 
-    Raises:
-        ValueError: A class has fewer than `ipc` images.
-    """
+
+def grey(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Half of the largest pixel value everywhere."""
+    return _constant(dataset, ipc, 255 / 2)
+
+
+def white(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """The largest pixel value everywhere."""
+    return _constant(dataset, ipc, 255)
+
+
+def real(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Random real images of the class, without repeats (Zhao, Mopuri and Bilen, ICLR 2021)."""
     drawn = [
         sample_class(dataset.class_images(index), ipc, name, generator)
         for index, name in enumerate(dataset.class_names)
@@ -32,20 +53,83 @@ def real(dataset: Dataset, ipc: int, generator: torch.Generator) -> Tensor:
     return dataset.normalise(torch.stack(drawn))
 
 
-def mean(dataset: Dataset, ipc: int, generator: torch.Generator) -> Tensor:
-    """Each image is the mean of its own random part of the class; the parts are equal in size.
-
-    Raises:
-        ValueError: A class has fewer than `ipc` images.
-    """
-    means = []
-    for index, name in enumerate(dataset.class_names):
-        images = dataset.class_images(index)
-        shuffled = sample_class(images, max(len(images), ipc), name, generator)
-        # Float64: a sum of thousands of pixels is then exact, the same on every machine.
-        parts = [part.double().mean(0) for part in shuffled.tensor_split(ipc)]
-        means.append(torch.stack(parts).float())
-    return dataset.normalise(torch.stack(means))
+def mean(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Each image is the mean of its own random part of the class; the parts are equal in size."""
+    return dataset.normalise(part_means(dataset, ipc, generator))
 
 
-INITIALISERS: dict[str, Initialiser] = {"noise": noise, "real": real, "mean": mean}
+def kmeans(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Of each of S clusters of the class, the real image nearest its centre; k-means of pixels."""
+    centers = cluster_centers(dataset, ipc, generator)
+    return dataset.normalise(nearest_images(dataset, centers))
+
+
+def kmeans_centers(
+    dataset: Dataset, ipc: int, generator: torch.Generator, features: Features
+) -> Tensor:
+    """The centres of S clusters of the class; k-means of pixels."""
+    return dataset.normalise(cluster_centers(dataset, ipc, generator))
+
+
+def herding(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Real images whose features have a mean near the class's; see `herd`."""
+    return _coreset(herd, dataset, ipc, generator, features)
+
+
+def kcenter(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+    """Real images with no image of the class far from all of them, by features; see `cover`."""
+    return _coreset(cover, dataset, ipc, generator, features)
+
+
+def sharpened_mean(
+    dataset: Dataset, ipc: int, generator: torch.Generator, features: Features
+) -> Tensor:
+    """`mean`, with the pixel values of the class's images in place of greys; see `sharpen`."""
+    return _sharpened(dataset, part_means(dataset, ipc, generator))
+
+
+def sharpened_centers(
+    dataset: Dataset, ipc: int, generator: torch.Generator, features: Features
+) -> Tensor:
+    """`kmeans_centers`, likewise: different shapes of the class, each with its contrast."""
+    return _sharpened(dataset, cluster_centers(dataset, ipc, generator))
+
+
+def _constant(dataset: Dataset, ipc: int, pixel: float) -> Tensor:
+    require_images(dataset, 1)
+    shape = (dataset.num_classes, ipc, *dataset.image_shape)
+    return dataset.normalise(torch.full(shape, float(pixel)))
+
+
+def _coreset(
+    choose: Coreset,
+    dataset: Dataset,
+    ipc: int,
+    generator: torch.Generator,
+    features: Features,
+) -> Tensor:
+    require_images(dataset, ipc)
+    of_images = features(dataset, generator)
+    chosen = choose(of_images, dataset.labels, dataset.num_classes, ipc)
+    return dataset.normalise(dataset.images[chosen])
+
+
+def _sharpened(dataset: Dataset, images: Tensor) -> Tensor:
+    sharp = [sharpen(of_class, dataset.class_images(c)) for c, of_class in enumerate(images)]
+    return dataset.normalise(torch.stack(sharp))
+
+
+INITIALISERS: dict[str, Initialiser] = {
+    "noise": noise,
+    "real": real,
+    "black": black,
+    "grey": grey,
+    "white": white,
+    "mean": mean,
+    "kmeans": kmeans,
+    "kmeans_centers": kmeans_centers,
+    "herding": herding,
+    "kcenter": kcenter,
+    "sharpened_mean": sharpened_mean,
+    "sharpened_centers": sharpened_centers,
+}
