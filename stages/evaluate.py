@@ -29,7 +29,7 @@ from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
-from condensation.sources import source_of
+from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
 from condensation.training import predict, tenth_after_half, train
 from condensation.workers import parallel_map
@@ -119,11 +119,9 @@ def load_sets(params: Params, name: str, real: Dataset) -> dict[int, list[ImageS
             for i in iterations
         }
     else:
-        source = source_of(params.dataset)
-        mean = source.published_mean or tuple(real.mean.tolist())
-        std = source.published_std or tuple(real.std.tolist())
-        published = (real.class_names, mean, std)
-        sets = {0: load_image_sets(path, params.evaluate.images_scale, *published)}
+        published = published_statistics(params.dataset, real.mean, real.std)
+        scale = params.evaluate.images_scale
+        sets = {0: load_image_sets(path, scale, real.class_names, *published)}
     for found in [image_set for group in sets.values() for image_set in group]:
         shape = tuple(found.images.shape[1:])
         if shape != real.image_shape or found.class_names != real.class_names:

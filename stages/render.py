@@ -20,7 +20,7 @@ from condensation.image_sets import is_folder, load_image_sets
 from condensation.params import Params, load_params, run_stage
 from condensation.plots import accuracy_curve, loss_curve, retained_bars
 from condensation.report import report_blocks
-from condensation.sources import short_name, source_of
+from condensation.sources import published_statistics, short_name
 
 RESULTS = Path("results")
 
@@ -78,11 +78,8 @@ def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
     names = dataset.class_names
     path = Path(params.evaluate.images)
     if not is_folder(path):
-        source = source_of(params.dataset)
-        mean = source.published_mean or tuple(dataset.mean.tolist())
-        std = source.published_std or tuple(dataset.std.tolist())
-        published = (names, mean, std)
-        first = load_image_sets(path, params.evaluate.images_scale, *published)[0]
+        published = published_statistics(params.dataset, dataset.mean, dataset.std)
+        first = load_image_sets(path, params.evaluate.images_scale, names, *published)[0]
         return {"synthetic": image_grid(first.by_class.numpy(), real, names)}
     last = params.condense.iterations
     pixels = {

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from condensation.errors import one_line
 from condensation.files import write_bytes
 
 FORMAT = "gradient-matching synthetic set 1"
@@ -119,7 +120,7 @@ def read_synthetic_set(path: Path) -> SyntheticSet:
             names = TENSORS & {*file.keys()}
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as a synthetic set ({_line(error)})") from None
+        raise ValueError(f"{path}: cannot be read as a synthetic set ({one_line(error)})") from None
     problem = _metadata_problem(description) or _tensors_problem(
         tensors, len(description["class_names"])
     )
@@ -186,7 +187,3 @@ def _tensors_problem(tensors: Mapping[str, Tensor], num_classes: int) -> str | N
     if not bool((tensors["std"] > 0).all()):
         return "std is not above 0"
     return None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

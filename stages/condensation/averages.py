@@ -11,8 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from condensation.class_sizes import require_images
-from condensation.datasets import Dataset, sample_class
+from condensation.datasets import Dataset, require_images, sample_class
 
 STARTS = 4
 """Times that k-means begins anew in a class; the tightest clusters are taken."""

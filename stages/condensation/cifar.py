@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100, from the published archive or what torchvision has taken out of it."""
 
-import hashlib
 import pickle
 import tarfile
 import tempfile
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from condensation.downloads import RemoteFile
+from condensation.downloads import RemoteFile, check_published
+from condensation.errors import one_line
 from condensation.raw_dataset import RawDataset
 
 CIFAR10_FILES = (RemoteFile(CIFAR10.filename, CIFAR10.url, CIFAR10.tgz_md5),)
@@ -42,12 +42,7 @@ def _read(dataset: type[CIFAR10], archive: RemoteFile, folder: Path) -> RawDatas
     path = folder / archive.name
     if not path.is_file():
         raise ValueError(f"{path}: is missing, and so is the folder {dataset.base_folder}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "md5").hexdigest()
-    if digest != archive.md5:
-        raise ValueError(
-            f"{path}: is not the published file: its md5 is {digest}, not {archive.md5}"
-        )
+    check_published(path, archive)
     with tempfile.TemporaryDirectory() as temporary:
         try:
             with tarfile.open(path) as opened:
@@ -65,7 +60,7 @@ def _read_files(dataset: type[CIFAR10], folder: Path) -> RawDataset:
         files = [name for name, _ in (*dataset.train_list, *dataset.test_list)]
         raise ValueError(
             f"{folder / dataset.base_folder}: its files ({', '.join(files)}, "
-            f"{dataset.meta['filename']}) are not all there as published ({_line(error)})"
+            f"{dataset.meta['filename']}) are not all there as published ({one_line(error)})"
         ) from None
     return RawDataset(
         _channels_first(train),
@@ -79,7 +74,3 @@ def _read_files(dataset: type[CIFAR10], folder: Path) -> RawDataset:
 def _channels_first(dataset: CIFAR10) -> Tensor:
     # (N, h, w, ch) -> (N, ch, h, w)
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -55,6 +55,22 @@ class Dataset:
         return self.images[self.labels == class_index]
 
 
+def require_images(dataset: Dataset, at_least: int) -> None:
+    """Check that every class has images enough.
+
+    Raises:
+        ValueError: A class has fewer than `at_least`.
+    """
+    sizes = dataset.labels.bincount(minlength=dataset.num_classes).tolist()
+    for size, name in zip(sizes, dataset.class_names, strict=True):
+        _require(name, size, at_least)
+
+
+def _require(name: str, size: int, at_least: int) -> None:
+    if size < at_least:
+        raise ValueError(f"class '{name}': has {size} images, fewer than the {at_least} asked for")
+
+
 def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Generator) -> Tensor:
     """Draw `num_images` of one class's images, without repeats: (num_images, ch, h, w).
 
@@ -67,10 +83,7 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     Raises:
         ValueError: The class has fewer images than that.
     """
-    if num_images > len(images):
-        raise ValueError(
-            f"class '{name}': has {len(images)} images, fewer than the {num_images} asked for"
-        )
+    _require(name, len(images), num_images)
     chosen = torch.randperm(len(images), generator=stream)[:num_images]
     return images[chosen.to(images.device)]
 

@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from condensation.errors import one_line
 from condensation.files import replacing
 
 ATTEMPTS = 3
@@ -47,7 +48,8 @@ def fetch(files: Sequence[RemoteFile], folder: Path) -> None:
         except (OSError, http.client.HTTPException) as error:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-            raise OSError(f"{missing_files(missing[number:], folder)} ({_line(error)})") from None
+            left = missing_files(missing[number:], folder)
+            raise OSError(f"{left} ({one_line(error)})") from None
 
 
 def missing_files(files: Sequence[RemoteFile], folder: Path) -> str:
@@ -58,6 +60,21 @@ def missing_files(files: Sequence[RemoteFile], folder: Path) -> str:
         f"{folder}: has no {names}; put them there, or set prepare.raw to a folder that has them. "
         f"They come from {addresses}, and could not be downloaded"
     )
+
+
+def check_published(path: Path, file: RemoteFile) -> None:
+    """Make sure that a file is the published one.
+
+    Raises:
+        ValueError: It is missing, or another one.
+    """
+    try:
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "md5").hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is missing") from None
+    if digest != file.md5:
+        raise ValueError(f"{path}: is not the published file: its md5 is {digest}, not {file.md5}")
 
 
 def _download(file: RemoteFile, path: Path) -> None:
@@ -89,7 +106,3 @@ def _receive(address: str, path: Path) -> str:
                 digest.update(block)
                 bar.update(len(block))
     return digest.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

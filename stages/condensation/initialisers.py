@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from condensation.averages import cluster_centers, nearest_images, part_means
-from condensation.class_sizes import require_images
 from condensation.coresets import Coreset, cover, herd
-from condensation.datasets import Dataset, sample_class
+from condensation.datasets import Dataset, require_images, sample_class
 from condensation.features import Features
 from condensation.sharpening import sharpen
 

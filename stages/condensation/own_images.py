@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from condensation.errors import one_line
 from condensation.randomness import generator
 from condensation.raw_dataset import RawDataset
 from condensation.resizing import resize
@@ -250,7 +251,7 @@ def _problems_of(
         )
         return problems
     # Without names the training labels say which classes there are.
-    last = (len(names) if names is not None else int(arrays["labels"].max()) + 1) - 1
+    last = int(arrays["labels"].max()) if names is None else len(names) - 1
     for index in ((labels < 0) | (labels > last)).nonzero()[0].tolist():
         problems.append(
             f"{labels_name}: that of image {index} is {labels[index]}, no class from 0 to {last}"
@@ -271,4 +272,4 @@ def _shown(shape: Sequence[int]) -> str:
 
 
 def _line(error: BaseException, path: Path) -> str:
-    return " ".join(str(error).replace(str(path), "the file").split())[:200]
+    return one_line(str(error).replace(str(path), "the file"))

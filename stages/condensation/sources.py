@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 
 class Source(NamedTuple):
     """What is to be said of a dataset wherever images learned from it are handed on.
@@ -87,6 +89,23 @@ def source_of(dataset: str) -> Source:
     if dataset in SOURCES:
         return SOURCES[dataset]
     return Source(f"'{short_name(dataset)}'", "images of one's own", "of its owner", "", (), ())
+
+
+def published_statistics(
+    dataset: str, mean: Tensor, std: Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation that published images of a dataset have.
+
+    Args:
+        dataset: A key of `SOURCES`, or the path of one's own images.
+        mean: (ch,), those measured: taken where the published code does not know the dataset.
+        std: (ch,), likewise.
+    """
+    source = source_of(dataset)
+    return (
+        source.published_mean or tuple(mean.tolist()),
+        source.published_std or tuple(std.tolist()),
+    )
 
 
 def short_name(dataset: str) -> str:

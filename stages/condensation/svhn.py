@@ -5,7 +5,6 @@ data, aligned to 8 bytes; an element may hold others, or be compressed with zlib
 elements are flags, sizes, the name and the numbers, in the order of Fortran.
 """
 
-import hashlib
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import SVHN
 
-from condensation.downloads import RemoteFile
+from condensation.downloads import RemoteFile, check_published
 from condensation.raw_dataset import RawDataset
 
 SVHN_FILES = tuple(
@@ -38,7 +37,7 @@ def read_svhn(folder: Path) -> RawDataset:
     problems = []
     for file in SVHN_FILES:
         try:
-            parts += _read_part(folder / file.name, file.md5)
+            parts += _read_part(folder, file)
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -47,16 +46,11 @@ def read_svhn(folder: Path) -> RawDataset:
     return RawDataset(train_images, train_labels, test_images, test_labels, tuple("0123456789"))
 
 
-def _read_part(path: Path, md5: str) -> tuple[Tensor, Tensor]:
+def _read_part(folder: Path, file: RemoteFile) -> tuple[Tensor, Tensor]:
     # Return images (N, ch, h, w) and labels (N,).
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: is missing") from None
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise ValueError(f"{path}: is not the published file: its md5 is {found}, not {md5}")
-    matrices = read_matrices(content, str(path))
+    path = folder / file.name
+    check_published(path, file)
+    matrices = read_matrices(path.read_bytes(), str(path))
     images = torch.from_numpy(matrices["X"]).permute(3, 2, 0, 1).contiguous()  # from (h, w, ch, N)
     labels = torch.from_numpy(matrices["y"].astype(np.int64)).flatten()
     return images, labels % 10  # in the file, the digit 0 has the label 10

@@ -3,7 +3,6 @@
 The labels of its part `test` are not published: what is scored on is the part `val`.
 """
 
-import hashlib
 import io
 import zipfile
 import zlib
@@ -15,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from condensation.downloads import RemoteFile
+from condensation.downloads import RemoteFile, check_published
+from condensation.errors import one_line
 from condensation.raw_dataset import RawDataset
 
 TINY_IMAGENET_FILES = (
@@ -38,18 +38,12 @@ def read_tiny_imagenet(folder: Path) -> RawDataset:
     """
     file = TINY_IMAGENET_FILES[0]
     path = folder / file.name
-    try:
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "md5").hexdigest()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: is missing") from None
-    if digest != file.md5:
-        raise ValueError(f"{path}: is not the published file: its md5 is {digest}, not {file.md5}")
+    check_published(path, file)
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive)
     except (zipfile.BadZipFile, zlib.error, KeyError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
 def _read(archive: zipfile.ZipFile) -> RawDataset:

@@ -1,7 +1,7 @@
 """Independent pieces of work side by side: on the CPU one thread each, elsewhere in turn."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -38,9 +38,11 @@ def parallel_map(
     )
     try:
         futures = [executor.submit(function, item) for item in items]
-        while wait(futures, WAKE_SECONDS, FIRST_EXCEPTION).not_done:
-            if any(future.done() and future.exception() for future in futures):
-                break
-        return [future.result() for future in futures if future.done()]
+        results = []
+        for future in futures:
+            while wait([future], WAKE_SECONDS).not_done:
+                pass
+            results.append(future.result())
+        return results
     finally:
         executor.shutdown(cancel_futures=True)
