@@ -1,7 +1,8 @@
 """Gradient matching: data/initial -> data/condensed, the synthetic sets and their snapshots.
 
 Algorithm 1 of Zhao, Mopuri and Bilen (ICLR 2021), with a term of curvature where `order` is 2.
-Shapes: K = independent sets, C = classes, S = synthetic images a class, R = real images a class.
+Shapes: K = independent sets, C = classes, N = synthetic images, class after class, R = real images
+of a class, image = (ch, h, w).
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from condensation.artefacts import (
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoints, shown
 from condensation.condensation_progress import Condensation
+from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
 from condensation.datasets import load_training, sample_by_class
 from condensation.devices import choose_device, describe_device
@@ -127,8 +129,10 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         path = set_path(Path("data/initial"), k)
         initial.append(read_synthetic_set(path))
         check_fit(path, initial[k], dataset.image_shape, names)
-    labels = initial[0].labels.flatten().to(device)
-    match = make_match(params)
+        if initial[k].counts != initial[0].counts:
+            raise ValueError(f"{path}: has other numbers of images per class than the first set")
+    counts, labels = initial[0].counts, initial[0].labels.to(device)
+    match = make_match(params, counts)
     augmentation = AUGMENTATIONS[augmentation_name(params)]
     size = (dataset.image_shape[1], dataset.image_shape[2])
     outer, inner = params.loops
@@ -140,7 +144,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     done = (
         Condensation.of(state, device)
         if state is not None
-        else Condensation.begin(torch.stack([each.images for each in initial]).to(device))
+        else Condensation.begin(
+            torch.stack([each.images for each in initial]).to(device), dataset.num_classes
+        )
     )
     start = time.perf_counter() - done.seconds
     images = done.images.requires_grad_()
@@ -183,7 +189,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         return train(
             thetas[k],
             network,
-            images[k].detach().flatten(0, 1),
+            images[k].detach(),
             labels,
             epochs=inner,
             batch_size=settings.network_batch_size,
@@ -196,13 +202,13 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
 
     several = f"{params.sets} sets of " if params.sets > 1 else ""
     bar = Progress(
-        f"condense: {several}{dataset.num_classes} classes x {params.ipc} images on "
+        f"condense: {several}{dataset.num_classes} classes x {counts_text(counts)} images on "
         f"{params.network}, order {params.order}, {settings.iterations} iterations",
         settings.iterations + 1 - done.iteration,
         "iteration",
         describe_device(device),
     )
-    watch = Watch(names, sum(done.losses[0]) if done.losses else None)
+    watch = Watch(names, counts, sum(done.losses[0]) if done.losses else None)
     thetas, total, first_step = done.thetas, done.total, done.image_step
     for iteration in bar.over(range(done.iteration, settings.iterations + 1)):
         thetas = thetas or [
@@ -230,7 +236,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
                 continued = partial(train_on_images, thetas, iteration, image_step)
                 thetas = parallel_map(continued, range(params.sets), device)
                 checkpoint.offer(partial(progress, iteration, image_step + 1, thetas, total))
-        if problem := not_finite(total, images.detach(), names):
+        if problem := not_finite(total, images.detach(), counts, names):
             last = dataclasses.replace(initial[0], images=done.good[0].cpu())
             raise ValueError(
                 f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
@@ -265,7 +271,7 @@ Match = Callable[[int, list[Network], Tensor, RealBatches, list[Theta], range, S
 """`(number of the step, network, images, real batch, theta and seed of each set, draws)`."""
 
 
-def make_match(params: Params) -> Match:
+def make_match(params: Params, counts: tuple[int, ...]) -> Match:
     """Return the matching step: with curvature where it is due, else without."""
     settings = params.condense
     distance = DISTANCES[settings.distance]
@@ -293,7 +299,7 @@ def make_match(params: Params) -> Match:
                 draw_probes(theta, settings.curvature.num_probes, generator(seed, "probes", number))
                 for theta, seed in zip(thetas, seeds, strict=True)
             ]
-        step = make_matching_step(networks, distance, curvature if due else None)
+        step = make_matching_step(networks, distance, curvature if due else None, counts)
         return step(images, real, thetas, probes, siamese)
 
     return match
@@ -315,7 +321,7 @@ def write_sets(
     snapshots: dict[int, Tensor],
     device: torch.device,
 ) -> None:
-    """Write every set: its snapshots (iteration -> (K, C, S, ch, h, w)), itself, card, pictures."""
+    """Write every set: its snapshots (iteration -> (K, N, ch, h, w)), itself, card, pictures."""
     settings, name = params.condense, augmentation_name(params)
     for k, begun in enumerate(initial):
         metadata = {

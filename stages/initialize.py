@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from condensation.artefacts import SyntheticSet, set_path, write_synthetic_set
+from condensation.counts import class_counts, counts_text
 from condensation.datasets import load_training
 from condensation.features import pixels
 from condensation.initialisers import INITIALISERS
@@ -14,23 +15,27 @@ def main() -> None:
     """Run the stage.
 
     Raises:
-        ValueError: There are not images enough for the initial sets.
+        ValueError: `ipc` does not fit the classes, or a class has not images enough.
     """
     params = load_params(Path("params.yaml"))
-    print(f"initialize: {params.init}, {params.ipc} images a class; CPU; a few seconds", flush=True)
     dataset = load_training(Path("data/prepared"), params.split)
+    counts = class_counts(params.ipc, params.ipc_shares, dataset.class_names, dataset.class_sizes)
+    number = counts_text(counts)
+    print(f"initialize: {params.init}, {number} images a class; CPU; a few seconds", flush=True)
     for index in range(params.sets):
         seed = params.seed + index
         stream = generator(seed, "initialize", params.init)
         try:
-            images = INITIALISERS[params.init](dataset, params.ipc, stream, pixels)
+            images = INITIALISERS[params.init](dataset, counts, stream, pixels)
         except ValueError as error:
-            raise ValueError(f"ipc: got {params.ipc}, with init {params.init}: {error}") from None
+            raise ValueError(f"ipc: got {number}, with init {params.init}: {error}") from None
         metadata = {"init": params.init, "seed": str(seed), "split": params.split}
-        synthetic = SyntheticSet(images, dataset.mean, dataset.std, dataset.class_names, metadata)
+        synthetic = SyntheticSet(
+            images, counts, dataset.mean, dataset.std, dataset.class_names, metadata
+        )
         write_synthetic_set(set_path(Path("data/initial"), index), synthetic)
     print(
-        f"initialize: {dataset.num_classes * params.ipc} images of {dataset.num_classes} classes"
+        f"initialize: {sum(counts)} images of {dataset.num_classes} classes"
         + (f" in each of {params.sets} sets" if params.sets > 1 else "")
     )
 

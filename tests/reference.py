@@ -63,13 +63,13 @@ def matching_terms(
 
 def matching_step(
     module: nn.Module,
-    synthetic: Tensor,
+    synthetic: Sequence[Tensor] | Tensor,
     real: Tensor,
     distance_name: str,
     weight: float = 0.0,
     probes: Sequence[Sequence[Tensor]] = (),
 ) -> tuple[Tensor, Tensor]:
-    """The image gradient (C, S, ch, h, w) and D of each class (C,), of one set.
+    """The image gradient (N, ch, h, w), class after class, and D of each class (C,), of one set.
 
     The image gradient of the term is made `weight` times as long as that of D.
     """
@@ -83,4 +83,4 @@ def matching_step(
             gradient = gradient + weight * gradient.norm() / of_term.norm() * of_term
         gradients.append(gradient)
         losses.append(loss.detach())
-    return torch.stack(gradients), torch.stack(losses)
+    return torch.cat(gradients), torch.stack(losses)

@@ -175,6 +175,16 @@ def test_image_grid_says_what_it_leaves_out() -> None:
     assert len(figure.axes[0].images) == 2 * 11
 
 
+def test_image_grid_of_numbers_that_differ() -> None:
+    """Each image is drawn; the real ones of all classes are in line, beside free places."""
+    synthetic = [pixels(1, number)[0] for number in (1, 12, 3)]
+    figure = image_grids.image_grid(synthetic, pixels(3, 1), names(3))
+    (axes,) = figure.axes
+    assert len(axes.images) == 1 + 10 + 3 + 3 and "synthetic (10 of 12)" in texts(figure)
+    real = [axes.images[place].get_extent() for place in (1, 12, 16)]
+    assert len({round(left, 6) for left, *_ in real}) == 1
+
+
 def test_grey_is_not_rescaled_and_colour_is_kept() -> None:
     (grey,) = image_grids.image_grid(0.5 + 0 * pixels(1, 1), pixels(1, 1), names(1)).axes
     assert grey.images[0].get_clim() == (0, 1)

@@ -45,6 +45,12 @@ class Dataset:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def class_sizes(self) -> list[int]:
+        """The number of images of each class."""
+        sizes: list[int] = self.labels.bincount(minlength=self.num_classes).tolist()
+        return sizes
+
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
         pixels = images.float() / 255
@@ -55,15 +61,14 @@ class Dataset:
         return self.images[self.labels == class_index]
 
 
-def require_images(dataset: Dataset, at_least: int) -> None:
+def require_images(dataset: Dataset, counts: Sequence[int]) -> None:
     """Check that every class has images enough.
 
     Raises:
-        ValueError: A class has fewer than `at_least`.
+        ValueError: A class has fewer than its number in `counts`.
     """
-    sizes = dataset.labels.bincount(minlength=dataset.num_classes).tolist()
-    for size, name in zip(sizes, dataset.class_names, strict=True):
-        _require(name, size, at_least)
+    for name, size, count in zip(dataset.class_names, dataset.class_sizes, counts, strict=True):
+        _require(name, size, count)
 
 
 def _require(name: str, size: int, at_least: int) -> None:

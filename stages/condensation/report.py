@@ -109,13 +109,23 @@ def _summary(settings: Mapping[str, Any]) -> str:
     images = settings["evaluate"]["images"]
     if not is_folder(images):
         return f"Networks trained on the synthetic images of `{images}`, which were made elsewhere."
+    steps = settings["condense"]["iterations"]
     return (
-        f"`{settings['dataset']}` condensed to {settings['ipc']} synthetic "
-        f"{'image' if settings['ipc'] == 1 else 'images'} for each class, by matching gradients "
-        f"{'and curvature ' if settings['order'] == 2 else ''}of `{settings['network']}` (order "
-        f"{settings['order']}) for {settings['condense']['iterations']} iterations, from "
+        f"`{settings['dataset']}` condensed to {_number_of_images(settings)}, by matching "
+        f"gradients {'and curvature ' if settings['order'] == 2 else ''}of "
+        f"`{settings['network']}` (order {settings['order']}) for {steps} iterations, from "
         f"`{settings['init']}`; seed {settings['seed']}."
     )
+
+
+def _number_of_images(settings: Mapping[str, Any]) -> str:
+    ipc = settings["ipc"]
+    if isinstance(ipc, Mapping):
+        return f"{sum(ipc.values())} synthetic images, of each class its own number"
+    images = "image" if ipc == 1 else "images"
+    if settings["ipc_shares"] == "proportional":
+        return f"{ipc} synthetic {images} per class on average, in proportion to the real ones"
+    return f"{ipc} synthetic {images} for each class"
 
 
 def _results(metrics: Mapping[str, Mapping[str, float | None]]) -> Table:
