@@ -130,6 +130,10 @@ def test_same_input_gives_the_same_readable_png(case: str, tmp_path: Path) -> No
     assert b"Software" not in png
     assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
+    found = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    sizes = [float(text.get_fontsize()) for text in found if text.get_text()]
+    assert min(sizes) >= 7.5, "at the width of a README, 830 pixels, 10 pixels"
+
     drawn = imread(io.BytesIO(png))[..., :3]
     width, height = figure.get_size_inches()
     assert drawn.shape[:2] == pytest.approx((height * 40, width * 40), abs=1)
