@@ -108,6 +108,7 @@ class Curvature:
 class Condense:
     """Settings of the stage `condense`."""
 
+    processes: int = field(repr=False, metadata=_at_least(1).metadata)  # no image depends on it
     iterations: int = _at_least(1)
     outer: int | None = _or_auto(_at_least(1))
     inner: int | None = _or_auto(_at_least(0))
