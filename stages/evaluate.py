@@ -259,12 +259,12 @@ def write_results(
         "accuracy": round(mean, 2),
         "retained": round(100 * mean / ceiling, 2),
         "std": standard_deviation(final),
-        "std_between_sets": of_sets.between,
-        "std_within_sets": of_sets.within,
         "n": len(final),
         "sets": len(by_set),
         "protocol": protocol,
     }
+    if len(by_set) > 1:  # of one set, the spread is within it
+        record |= {"std_between_sets": of_sets.between, "std_within_sets": of_sets.within}
     write_json(results / "metrics.json", {name: record})
     print(
         f"evaluate {name}: {mean:.2f}% (n = {len(final)}, protocol {protocol}), "

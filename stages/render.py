@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from condensation.animation import animation
 from condensation.artefacts import read_synthetic_set, set_path
@@ -53,7 +55,7 @@ def main() -> None:
         drawn["seconds"] = accuracy_curve(curves, "seconds")
         files["animation"] = RESULTS / "figures/animation.gif"
         frames = {
-            int(path.stem): read_synthetic_set(path).pixels[:, :1].numpy()
+            int(path.stem): [of_class[:1] for of_class in read_by_class(path)]
             for path in sorted(Path("data/condensed/snapshots").glob("*.safetensors"))
         }
         write_bytes(files["animation"], animation(frames, dataset.class_names))
@@ -80,10 +82,10 @@ def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
     if not is_folder(path):
         published = published_statistics(params.dataset, dataset.mean, dataset.std)
         first = load_image_sets(path, params.evaluate.images_scale, names, *published)[0]
-        return {"synthetic": image_grid(first.by_class.numpy(), real, names)}
+        return {"synthetic": image_grid(numpy_of(first.pixels_by_class), real, names)}
     last = params.condense.iterations
     pixels = {
-        iteration: read_synthetic_set(set_path(path, 0, iteration)).pixels.numpy()
+        iteration: read_by_class(set_path(path, 0, iteration))
         for iteration in {0, *params.condense.snapshots, last}
     }
     evaluated = {i: pixels[i] for i in {*params.condense.snapshots, last}}
@@ -92,6 +94,16 @@ def image_figures(params: Params, dataset: Dataset) -> dict[str, Figure]:
         "start_and_end": start_and_end(pixels[0], pixels[last], last, names),
         "snapshots": snapshot_strip(evaluated, names),
     }
+
+
+def read_by_class(path: Path) -> list[np.ndarray]:
+    """Read a synthetic set's pixels: of each class (S, ch, h, w) in [0, 1]."""
+    return numpy_of(read_synthetic_set(path).pixels_by_class)
+
+
+def numpy_of(tensors: Iterable[Tensor]) -> list[np.ndarray]:
+    """Return tensors as arrays."""
+    return [tensor.numpy() for tensor in tensors]
 
 
 def read_curves(names: tuple[str, ...]) -> dict[str, pd.DataFrame]:

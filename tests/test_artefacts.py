@@ -14,11 +14,10 @@ from condensation.randomness import generator
 
 @pytest.fixture
 def synthetic() -> SyntheticSet:
-    images = torch.randn(3, 2, 1, 4, 5, generator=generator(0))
-    names = ("a", "b", "c")
-    return SyntheticSet(
-        images, torch.tensor([0.1]), torch.tensor([0.3]), names, {"seed": "0", "order": "1"}
-    )
+    images = torch.randn(6, 1, 4, 5, generator=generator(0))
+    names, metadata = ("a", "b", "c"), {"seed": "0", "order": "1"}
+    mean, std = torch.tensor([0.1]), torch.tensor([0.3])
+    return SyntheticSet(images, (2, 1, 3), mean, std, names, metadata)
 
 
 def test_round_trip(tmp_path: Path, synthetic: SyntheticSet) -> None:
@@ -28,7 +27,7 @@ def test_round_trip(tmp_path: Path, synthetic: SyntheticSet) -> None:
     assert torch.equal(read.images, synthetic.images)
     assert torch.equal(read.mean, synthetic.mean) and torch.equal(read.std, synthetic.std)
     assert read.class_names == ("a", "b", "c") and read.metadata == synthetic.metadata
-    assert read.labels.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert read.counts == (2, 1, 3) and read.labels.tolist() == [0, 0, 1, 2, 2, 2]
     assert [p.name for p in path.parent.iterdir()] == ["set.safetensors"]
 
 
@@ -45,7 +44,7 @@ def test_a_stranger_can_use_it_with_safetensors_alone(
     write_synthetic_set(tmp_path / "set.safetensors", synthetic)
     tensors = safetensors.torch.load_file(tmp_path / "set.safetensors")
     assert tensors["images"].shape == (6, 1, 4, 5) and tensors["labels"].tolist() == [
-        0, 0, 1, 1, 2, 2
+        0, 0, 1, 2, 2, 2
     ]  # fmt: skip
 
 
@@ -78,6 +77,9 @@ def damaged(content: bytes) -> dict[str, bytes]:
         "float64": saved(description, images=tensors["images"].double()),
         "too few": saved(description, images=tensors["images"][:4].contiguous()),
         "labels": saved(description, labels=tensors["labels"].flip(0).contiguous()),
+        "an empty class": saved(description, labels=tensors["labels"] // 2 * 2),
+        "a further class": saved(description, labels=tensors["labels"] + 1),
+        "too many labels": saved(description, labels=torch.zeros(7, dtype=torch.int64)),
     }
 
 

@@ -1,6 +1,7 @@
 """The report: complete in itself, the same in both forms, and in both the right numbers."""
 
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def test_a_mean_carries_its_spread_and_count() -> None:
     assert spread_text(92.65, None, 1, 2) == "92.65 (n = 1)"
 
 
-def report(images: str, folder: Path) -> list[Block]:
+def report(
+    images: str, folder: Path, more: Mapping[str, float | None] | None = None
+) -> list[Block]:
     settings: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["evaluate"]["images"] = images
     figures = {name: folder / f"{name}.png" for name in CAPTIONS}
@@ -110,6 +113,7 @@ def report(images: str, folder: Path) -> list[Block]:
         "mlp": {
             **{"accuracy": 73.25, "std": 1.5, "n": 4, "retained": 74.0},
             **{"ceiling": 99.0, "ceiling_std": None, "ceiling_n": 1},
+            **(more or {}),
         }
     }
     runs = [("condense", "30 iterations", 12.4, "CPU"), ("evaluate@mlp", "5 networks", 7.7, "CPU")]
@@ -131,6 +135,19 @@ def test_the_report_holds_figures_tables_settings_and_times(tmp_path: Path) -> N
     assert re.findall(r"!\[.*?\]\((\w+)\.png\)", text) != []
     assert {*re.findall(r"\((\w+)\.png\)", text)} == set(CAPTIONS)
     assert re.search(r"\| torch \| \d", text) and "matching gradients of `convnet`" in text
+
+
+def test_settings_of_networks_that_are_not_used_are_left_out(tmp_path: Path) -> None:
+    text = to_markdown("Title", report("data/condensed", tmp_path), tmp_path)
+    assert "networks.convnet.width" in text and "baseline.lenet.epochs" in text
+    assert "alexnet" not in text and "vgg11" not in text
+
+
+def test_the_report_tells_the_spread_of_several_sets(tmp_path: Path) -> None:
+    metrics = {"sets": 2, "std_between_sets": 0.4, "std_within_sets": None}
+    text = to_markdown("Title", report("data/condensed", tmp_path, metrics), tmp_path)
+    assert "| sets | std between sets | std within a set |" in text
+    assert "| `mlp` | 73.2 ± 1.5 (n = 4) | 2 | 0.40 |  | 99.00 (n = 1) | 74.0 % |" in text
 
 
 def test_the_report_says_where_images_from_elsewhere_are_from(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The first synthetic images: shapes, determinism, and what each method promises."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,8 +9,10 @@ from torch import Tensor
 from condensation.averages import cluster_centers, nearest_images
 from condensation.coresets import Coreset, cover, herd
 from condensation.datasets import Dataset
+from condensation.features import embed, embedding
 from condensation.features import pixels as pixel_features
 from condensation.initialisers import INITIALISERS
+from condensation.networks import build_network, init_theta
 from condensation.randomness import generator
 from condensation.sharpening import sharpen
 
@@ -27,7 +31,10 @@ CHOSEN = ("real", "kmeans", "herding", "kcenter")
 
 
 def initial(name: str, dataset: Dataset, ipc: int, stream: str = "a") -> Tensor:
-    return INITIALISERS[name](dataset, ipc, generator(0, stream), pixel_features)
+    """As many images of every class: (C, ipc, ch, h, w)."""
+    counts = [ipc] * dataset.num_classes
+    images = INITIALISERS[name](dataset, counts, generator(0, stream), pixel_features)
+    return images.view(-1, ipc, *dataset.image_shape)
 
 
 def pixels(dataset: Dataset, images: Tensor) -> Tensor:
@@ -115,6 +122,25 @@ def test_all_images_of_a_class_can_be_asked_for(name: str) -> None:
         assert sorted(places) == list(range(10)), "each image of the class once"
 
 
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_each_class_may_have_a_number_of_its_own(name: str) -> None:
+    """One class has all of its 10 images; those of each class are like images of that class."""
+    dataset, counts = colours(), (10, 1, 3)
+    shades = torch.tensor([0, 100, 200]).view(-1, 1, 1, 1)[dataset.labels]
+    apart = replace(dataset, images=(dataset.images // 8 + shades).to(torch.uint8))
+    images = INITIALISERS[name](apart, counts, generator(0, "a"), pixel_features)
+    assert images.shape == (14, 3, 6, 5) and images.isfinite().all()
+    if name not in ANY_NUMBER:
+        of_class = pixels(apart, images).flatten(1).mean(1) * 255 // 100
+        assert of_class.tolist() == [0] * 10 + [1] + [2] * 3
+
+
+@pytest.mark.parametrize("name", [name for name in INITIALISERS if name not in ANY_NUMBER])
+def test_the_class_that_has_too_few_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match="class 'one': has 11 images, fewer than the 12 asked for"):
+        INITIALISERS[name](colours(), (1, 12, 1), generator(0, "a"), pixel_features)
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_what_is_chosen_are_different_images_of_the_class(name: str, tiny_dataset: Dataset) -> None:
     images = pixels(tiny_dataset, initial(name, tiny_dataset, 4))
@@ -166,15 +192,15 @@ def on_a_line(*positions: int) -> Dataset:
 def test_clusters_that_are_plain_to_see(stream: str) -> None:
     """Around 11, 101 and 201; the largest comes first."""
     dataset = on_a_line(200, 10, 11, 12, 100, 11, 103, 100, 202)
-    centers = cluster_centers(dataset, 3, generator(0, stream)).flatten()
-    assert centers.tolist() == [11.0, 101.0, 201.0]
+    (centers,) = cluster_centers(dataset, [3], generator(0, stream))
+    assert centers.flatten().tolist() == [11.0, 101.0, 201.0]
     chosen = initial("kmeans", dataset, 3, stream).flatten() * 255
     assert chosen.round().tolist() == [11.0, 100.0, 200.0]
 
 
 def test_an_image_nearest_two_centres_is_taken_once() -> None:
-    centers = torch.tensor([50.0, 50.0, 0.0]).view(1, 3, 1, 1, 1)
-    chosen = nearest_images(on_a_line(0, 40, 53), centers)
+    centers = torch.tensor([50.0, 50.0, 0.0]).view(3, 1, 1, 1)
+    (chosen,) = nearest_images(on_a_line(0, 40, 53), [centers])
     assert chosen.flatten().tolist() == [53, 40, 0]
 
 
@@ -188,13 +214,13 @@ def test_herding_keeps_the_mean_of_the_chosen_near_the_mean() -> None:
     3: (6 + 10) / 3 = 5.33 and (6 + 0) / 3 = 2: takes 10. 4: what is left.
     """
     features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
-    assert herd(features, torch.zeros(4, dtype=torch.int64), 1, 4).tolist() == [[2, 1, 3, 0]]
+    assert herd(features, torch.zeros(4, dtype=torch.int64), [4]).tolist() == [2, 1, 3, 0]
 
 
 def test_kcenter_goes_to_the_farthest() -> None:
     """Positions 0, 1, 5, 10: begins at 5, nearest the mean; 0 and 10 are as far, then 1."""
     features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
-    assert cover(features, torch.zeros(4, dtype=torch.int64), 1, 4).tolist() == [[2, 0, 3, 1]]
+    assert cover(features, torch.zeros(4, dtype=torch.int64), [4]).tolist() == [2, 0, 3, 1]
 
 
 @pytest.mark.parametrize("choose", [herd, cover])
@@ -202,11 +228,13 @@ def test_classes_are_chosen_from_apart(choose: Coreset) -> None:
     """All classes together, in any order of the images, give what each gives alone."""
     features = torch.randn(30, 4, generator=generator(0, "features"))
     labels = torch.randint(0, 3, (30,), generator=generator(0, "labels"))
-    together = choose(features, labels, 3, 5)
+    sizes = labels.bincount().tolist()
+    counts = [5, 2, sizes[2]]
+    together = choose(features, labels, counts).split(counts)
     for index in range(3):
         places = (labels == index).nonzero().flatten()
-        alone = choose(features[places], torch.zeros_like(places), 1, 5)
-        assert torch.equal(together[index], places[alone[0]])
+        alone = choose(features[places], torch.zeros_like(places), [counts[index]])
+        assert torch.equal(together[index], places[alone])
 
 
 def test_herding_is_the_rule_as_it_is_written() -> None:
@@ -219,7 +247,7 @@ def test_herding_is_the_rule_as_it_is_written() -> None:
             if i not in chosen
         }
         chosen.append(min(gaps, key=gaps.__getitem__))
-    assert herd(features, torch.zeros(12, dtype=torch.int64), 1, 6).tolist() == [chosen]
+    assert herd(features, torch.zeros(12, dtype=torch.int64), [6]).tolist() == chosen
 
 
 # Sharpening
@@ -238,3 +266,44 @@ def test_sharpening_gives_contrast_back() -> None:
     spread = dataset.normalise(dataset.class_images(0)).flatten(2).std(2).mean(0)
     assert (blurred[0, 0].flatten(1).std(1) < 0.7 * spread).all()
     torch.testing.assert_close(sharp[0, 0].flatten(1).std(1), spread, rtol=0.1, atol=0)
+
+
+# Features
+
+
+def test_an_embedding_is_what_the_last_layer_sees() -> None:
+    """The classifier applied to it gives the network's logits."""
+    dataset = colours()
+    network = build_network("mlp", dataset.image_shape, 3, {"width": 6})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    images = dataset.normalise(dataset.images)
+    seen = embed(network, theta, images)
+    logits = seen @ theta["classifier.weight"].T + theta["classifier.bias"]
+    torch.testing.assert_close(logits, network(theta, images))
+
+
+def test_the_embedding_of_a_trained_network_tells_classes_apart() -> None:
+    """Trained, the classes' means lie farther apart, measured by the spread within them."""
+    dataset = colours()
+    dataset.images[dataset.labels == 1, :, :3] //= 4
+    network = build_network("mlp", dataset.image_shape, 3, {"width": 6})
+
+    def separation(epochs: int) -> float:
+        features = embedding(network, epochs, 0.05, torch.device("cpu"))
+        found = features(dataset, generator(0, "features"))
+        assert found.shape == (33, 6)
+        means = torch.stack([found[dataset.labels == c].mean(0) for c in range(3)])
+        spread = (found - means[dataset.labels]).square().sum(1).mean()
+        return (torch.pdist(means).square().mean() / spread).item()
+
+    assert separation(30) > 2 * separation(0)
+
+
+@pytest.mark.parametrize("name", ["herding", "kcenter"])
+def test_coresets_choose_by_the_features_given(name: str) -> None:
+    """By one number for each image, the numbers decide and the pixels do not."""
+    dataset = colours()
+    numbers = torch.arange(33.0)[:, None]
+    chosen = INITIALISERS[name](dataset, (1, 1, 1), generator(0, "a"), lambda *_: numbers)
+    places = [4, 15, 26]  # nearest the mean of 0..9, 10..20, 21..32; of two the first
+    assert torch.equal(chosen, dataset.normalise(dataset.images[places]))

@@ -54,11 +54,18 @@ def module_at(network: Network, theta: Theta) -> nn.Module:
 
 
 def case(name: str) -> tuple[Network, Theta, Tensor, Tensor, Sequence[Theta]]:
-    """A network, its parameters, 2 synthetic and 5 real images a class, and 2 probes."""
+    """A network, its parameters, 2 synthetic and 5 real images a class, and 2 probes.
+
+    The images have an axis for the classes, which the step's do not.
+    """
     network, theta = tiny_network(name)
     synthetic = random_images(NUM_CLASSES, 2, stream="synthetic")
     real = random_images(NUM_CLASSES, NUM_REAL, stream="real")
     return network, theta, synthetic, real, draw_probes(theta, 2, generator(0, "probes"))
+
+
+def counts(synthetic: Tensor) -> list[int]:
+    return [len(images) for images in synthetic]
 
 
 def match_one_set(
@@ -70,25 +77,27 @@ def match_one_set(
     distance: str,
     second: Curvature | None,
 ) -> Matched:
-    step = make_matching_step([network], DISTANCES[distance], second)
-    matched = step(synthetic[None], real[None], [theta], [probes], NO_AUGMENTATION)
-    return Matched(*(value[0] for value in matched))
+    step = make_matching_step([network], DISTANCES[distance], second, counts(synthetic))
+    matched = step(synthetic.flatten(0, 1)[None], real[None], [theta], [probes], NO_AUGMENTATION)
+    gradient, *values = (value[0] for value in matched)
+    return Matched(gradient.view_as(synthetic), *values)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("form", [None, "hvp"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_step_equals_the_class_loop_of_the_reference(
     name: str, form: str | None, distance: str
 ) -> None:
     network, theta, synthetic, real, probes = case(name)
     matched = match_one_set(*case(name), distance, curvature(form))
-    vectors = [list(probe.values()) for probe in probes] if form else []
+    vectors = [list(probe.values()) for probe in probes]
     expected_gradient, expected_loss = reference.matching_step(
-        module_at(network, theta), synthetic, real, distance, WEIGHT, vectors
+        module_at(network, theta), [*synthetic], [*real], distance, form, WEIGHT, vectors
     )
     torch.testing.assert_close(matched.loss, expected_loss, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(matched.gradient, expected_gradient, rtol=1e-7, atol=1e-11)
+    expected = expected_gradient.view_as(matched.gradient)
+    torch.testing.assert_close(matched.gradient, expected, rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -274,9 +283,10 @@ def test_curvature_takes_the_first_real_images() -> None:
 def test_sets_are_matched_as_if_each_were_alone(form: str | None) -> None:
     network, theta, synthetic, real, probes = case("convnet")
     other = {name: value.flip(0) for name, value in theta.items()}
-    step = make_matching_step([network] * 2, DISTANCES["squared_euclidean"], curvature(form))
+    distance = DISTANCES["squared_euclidean"]
+    step = make_matching_step([network] * 2, distance, curvature(form), counts(synthetic))
     together = step(
-        torch.stack([synthetic, real[:, :2]]),
+        torch.stack([synthetic, real[:, :2]]).flatten(1, 2),
         torch.stack([real, real.flip(1)]),
         [theta, other],
         [probes, probes[::-1]],
@@ -288,7 +298,29 @@ def test_sets_are_matched_as_if_each_were_alone(form: str | None) -> None:
             network, at, images, batch, vectors, "squared_euclidean", curvature(form)
         )
         for ours, expected in zip(together, alone, strict=True):
-            assert torch.equal(ours[k], expected)
+            assert torch.equal(ours[k].view_as(expected), expected)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("form", [None, "hvp"])
+def test_numbers_of_images_that_differ(form: str | None, distance: str) -> None:
+    """Each class counts once, its gradient is the mean of its own images: as in the reference."""
+    network, theta = tiny_network("mlp", activation="softplus")
+    real, probes = case("mlp")[3], draw_probes(theta, 2, generator(0, "probes"))
+    images = random_images(6, stream="ragged")
+    step = make_matching_step([network], DISTANCES[distance], curvature(form), [2, 1, 3])
+    matched = step(images[None], real[None], [theta], [probes], NO_AUGMENTATION)
+    expected_gradient, expected_loss = reference.matching_step(
+        module_at(network, theta),
+        images.split([2, 1, 3]),
+        [*real],
+        distance,
+        form,
+        WEIGHT,
+        [list(probe.values()) for probe in probes],
+    )
+    torch.testing.assert_close(matched.gradient[0], expected_gradient, rtol=1e-7, atol=1e-11)
+    torch.testing.assert_close(matched.loss[0], expected_loss, rtol=1e-9, atol=1e-12)
 
 
 def test_probes_are_signs_and_the_same_for_the_same_stream() -> None:
@@ -336,13 +368,15 @@ def test_one_draw_is_applied_to_real_and_synthetic_images(form: str | None, fami
         parts = zip(side, draws, strict=True)
         return torch.stack([part if draw is None else draw.apply(part) for part, draw in parts])
 
-    step = make_matching_step([network], DISTANCES["squared_euclidean"], curvature(form))
-    with_draws = step(synthetic[None], real[None], [theta], [probes], [draws])
-    before = step(change(synthetic)[None], change(real)[None], [theta], [probes], NO_AUGMENTATION)
-    without = step(synthetic[None], real[None], [theta], [probes], NO_AUGMENTATION)
+    distance = DISTANCES["squared_euclidean"]
+    step = make_matching_step([network], distance, curvature(form), counts(synthetic))
+    images, changed = (side.flatten(0, 1)[None] for side in (synthetic, change(synthetic)))
+    with_draws = step(images, real[None], [theta], [probes], [draws])
+    before = step(changed, change(real)[None], [theta], [probes], NO_AUGMENTATION)
+    without = step(images, real[None], [theta], [probes], NO_AUGMENTATION)
     torch.testing.assert_close(with_draws.loss, before.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(with_draws.curvature, before.curvature, rtol=1e-9, atol=1e-12)
-    assert torch.equal(with_draws.gradient[0, 1], without.gradient[0, 1])
+    assert torch.equal(with_draws.gradient[0, 2:4], without.gradient[0, 2:4])
     assert not torch.allclose(with_draws.loss[0, 0], without.loss[0, 0], rtol=1e-6)
 
 

@@ -32,7 +32,15 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("seed", True, "seed: got True, takes a whole number from 0"),
     ("seed", 1.5, "seed: got 1.5, takes a whole number from 0"),
     ("ipc", 0, "ipc: got 0, takes a whole number from 1"),
-    ("ipc", "1", "ipc: got '1', takes a whole number from 1; write numbers without quotes"),
+    (
+        "ipc",
+        "1",
+        "ipc: got '1', takes a whole number from 1, or one for each class by its name; w",
+    ),
+    ("ipc", {}, "ipc: got {}, takes a whole number from 1, or one for each class by its name"),
+    ("ipc", {"a": 1, "b": 0}, "ipc.b: got 0, takes a whole number from 1"),
+    ("ipc", {"a": "x"}, "ipc.a: got 'x', takes a whole number from 1"),
+    ("ipc_shares", "half", "ipc_shares: got 'half', takes equal | proportional"),
     ("order", 3, "order: got 3, takes 1 | 2"),
     ("order", "2", "order: got '2', takes 1 | 2"),
     ("network", "covnet", "network: got 'covnet', takes convnet | lenet | mlp | alexnet | vgg11"),
@@ -202,3 +210,16 @@ def test_a_users_mistake_ends_a_stage_with_one_line_and_status_1(
     with pytest.raises(SystemExit) as caught:
         run_stage(main)
     assert caught.value.code == "condense: seed: is missing"  # printed to stderr, status 1
+
+
+def test_a_number_for_each_class(tmp_path: Path) -> None:
+    """Names of classes are texts as they are written, also 7 and no; the loops take the mean."""
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    assert "\nipc: 1 " in text
+    path.write_text(text.replace("\nipc: 1 ", "\nipc: {7: 1, no: 40, 2: 4} "))
+    params = load_params(path)
+    assert params.ipc == {"7": 1, "no": 40, "2": 4}
+    assert params.loops == load(tmp_path, {"ipc": 15}).loops
+    with pytest.raises(ValueError, match="ipc_shares: got proportional with a number for each"):
+        load(tmp_path, {"ipc": {"a": 2}, "ipc_shares": "proportional"})

@@ -205,6 +205,7 @@ def test_nothing_changed_runs_nothing(finished: Repository) -> None:
 RERUNS: dict[str, tuple[Any, set[str]]] = {
     "seed": (1, FROM_INITIALIZE),
     "ipc": (2, FROM_INITIALIZE),
+    "ipc_shares": ("proportional", FROM_INITIALIZE),
     "init": ("noise", FROM_INITIALIZE),
     "network": ("mlp", FROM_CONDENSE),
     "order": (2, FROM_CONDENSE),
@@ -322,7 +323,7 @@ def test_own_colour_images_in_unbalanced_classes(repository: Repository, tmp_pat
     assert prepared.class_names == tuple(OWN_CLASSES) and prepared.image_shape == (3, 14, 14)
     assert prepared.labels.bincount().tolist() == [20, 8, 4, 2, 1]
     synthetic = read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors")
-    assert synthetic.images.shape == (5, 1, 3, 14, 14)
+    assert synthetic.images.shape == (5, 3, 14, 14)
     metrics = repository.json("dvc", "metrics", "show")
     values = metrics[""]["data"]["results/evaluate/mlp/metrics.json"]["data"]["mlp"]
     assert 0 <= values["accuracy"] <= 100
@@ -565,10 +566,10 @@ def test_the_python_of_the_readme_runs(finished: Repository) -> None:
 def test_images_from_elsewhere(repository: Repository) -> None:
     """`evaluate` and `render` alone run, and tell what they were given."""
     own = read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors")
-    pixels = own.images.flatten(0, 1) * own.std + own.mean
+    pixels = own.images * own.std + own.mean
     published = (pixels - 0.1307) / 0.3081
     path = repository.folder / "res_DC_MNIST_ConvNet_1ipc.pt"
-    sets = [[published, own.labels.flatten()], [published.flip(0), own.labels.flatten().flip(0)]]
+    sets = [[published, own.labels], [published.flip(0), own.labels.flip(0)]]
     torch.save({"data": sets, "accs_all_exps": {"ConvNet": [torch.tensor(0.9)]}}, path)
     before = repository.json("dvc", "metrics", "show")[""]["data"]
     try:

@@ -130,6 +130,10 @@ def test_same_input_gives_the_same_readable_png(case: str, tmp_path: Path) -> No
     assert b"Software" not in png
     assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
+    found = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    sizes = [float(text.get_fontsize()) for text in found if text.get_text()]
+    assert min(sizes) >= 7.5, "at the width of a README, 830 pixels, 10 pixels"
+
     drawn = imread(io.BytesIO(png))[..., :3]
     width, height = figure.get_size_inches()
     assert drawn.shape[:2] == pytest.approx((height * 40, width * 40), abs=1)
@@ -173,6 +177,16 @@ def test_image_grid_says_what_it_leaves_out() -> None:
     figure = image_grids.image_grid(pixels(2, 50), pixels(2, 1), names(2))
     assert "synthetic (10 of 50)" in texts(figure)
     assert len(figure.axes[0].images) == 2 * 11
+
+
+def test_image_grid_of_numbers_that_differ() -> None:
+    """Each image is drawn; the real ones of all classes are in line, beside free places."""
+    synthetic = [pixels(1, number)[0] for number in (1, 12, 3)]
+    figure = image_grids.image_grid(synthetic, pixels(3, 1), names(3))
+    (axes,) = figure.axes
+    assert len(axes.images) == 1 + 10 + 3 + 3 and "synthetic (10 of 12)" in texts(figure)
+    real = [axes.images[place].get_extent() for place in (1, 12, 16)]
+    assert len({round(left, 6) for left, *_ in real}) == 1
 
 
 def test_grey_is_not_rescaled_and_colour_is_kept() -> None:

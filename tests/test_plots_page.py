@@ -1,10 +1,14 @@
-"""The pages of `dvc plots show` and `dvc plots diff`: complete offline, every plot drawn."""
+"""The pages of `dvc plots show` and `dvc plots diff`, and the report: complete offline, all drawn.
+
+Pictures of them, in colour and in grey, are left in `.pytest_cache/d/screenshots` to be looked at.
+"""
 
 import base64
 import csv
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from itertools import product
@@ -136,14 +140,22 @@ def browse(page: Path, folder: Path, *options: str) -> str:
     return run(*browser, page.as_uri(), folder=folder)
 
 
-def screenshot(page: Path, folder: Path, height: int) -> np.ndarray:
-    """Return a picture of a page as grey values, and leave it in `folder` to be looked at."""
-    path = folder / f"{page.parent.name}-{page.stem}.png"
-    browse(
-        page, folder, "--hide-scrollbars", f"--window-size=1360,{height}", f"--screenshot={path}"
-    )
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"))
+def screenshot(page: Path, width: int, height: int, kept: Path) -> np.ndarray:
+    """Return a picture of a page as grey values; `kept` and the same in grey stay on the disk."""
+    size = f"--window-size={width},{height}"
+    with tempfile.TemporaryDirectory() as folder:
+        browse(page, Path(folder), "--hide-scrollbars", size, f"--screenshot={kept}")
+    with Image.open(kept) as image:
+        grey = image.convert("L")
+    grey.save(kept.with_stem(f"{kept.stem}-grey"))
+    return np.asarray(grey)
+
+
+@pytest.fixture
+def screenshots(pytestconfig: pytest.Config) -> Path:
+    """Where pictures stay after the tests."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("screenshots")
 
 
 def note_widths(page: Path) -> None:
@@ -155,7 +167,9 @@ def note_widths(page: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {', '.join(BROWSERS)}")
 @pytest.mark.parametrize("page", PAGES)
-def test_every_plot_is_drawn(repository: Path, tmp_path: Path, page: str) -> None:
+def test_every_plot_is_drawn(
+    repository: Path, tmp_path: Path, screenshots: Path, page: str
+) -> None:
     """In a browser without a network each series is a line of its own, and each image loads."""
     arguments, revisions = PAGES[page]
     run("dvc", "plots", *arguments, folder=repository)
@@ -184,12 +198,12 @@ def test_every_plot_is_drawn(repository: Path, tmp_path: Path, page: str) -> Non
     assert all(image["data-width"] != "0" for image in images)
 
     # Ink in the area of the plots, in shades that differ: nothing is blank in a print either.
-    shades = screenshot(index, tmp_path, 1400)[150:]
+    shades = screenshot(index, 1360, 1400, screenshots / f"made-up-{page}.png")[150:]
     assert (shades < 128).mean() > 0.005 and len(np.unique(shades)) > 50
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {', '.join(BROWSERS)}")
-def test_the_report_is_shown_without_a_network(tmp_path: Path) -> None:
+def test_the_report_is_shown_without_a_network(tmp_path: Path, screenshots: Path) -> None:
     """Each picture of the file is one, and lies beside its table on a page of moderate width."""
     curve = pd.DataFrame(
         {"iteration": [5], "accuracy": [70.0], "std": [1.0], "n": [3], "ceiling": [99.0]}
@@ -200,9 +214,30 @@ def test_the_report_is_shown_without_a_network(tmp_path: Path) -> None:
     blocks: list[Block] = [Heading("Accuracy"), table, Picture(figure, "Bars")]
     page = tmp_path / "report.html"
     page.write_text(to_html("Report", blocks))
-    shades = screenshot(page, tmp_path, 700)
+    shades = screenshot(page, 1360, 700, screenshots / "made-up-report.png")
     assert (shades < 128).mean() > 0.005 and (shades > 250).mean() > 0.8
     note_widths(page)
     elements = Elements(browse(page, tmp_path, "--dump-dom")).found
     (width,) = [attributes["data-width"] for tag, attributes in elements if tag == "img"]
     assert int(width) == 900
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {', '.join(BROWSERS)}")
+def test_the_committed_results_are_shown(
+    repository: Path, tmp_path: Path, screenshots: Path
+) -> None:
+    """The plots page and the report of the results in Git, as somebody sees them in a clone."""
+    clone = tmp_path / "clone"
+    shutil.copytree(repository, clone, ignore=shutil.ignore_patterns("results", "dvc_plots"))
+    shutil.copytree(ROOT / "results", clone / "results")
+    run("dvc", "plots", "show", folder=clone)
+    for page, width, name in (
+        (clone / "dvc_plots/index.html", 1360, "plots"),
+        (clone / "results/report.html", 880, "report"),
+    ):
+        note_widths(page)
+        dom = browse(page, tmp_path, "--dump-dom")
+        images = [attributes for tag, attributes in Elements(dom).found if tag == "img"]
+        assert images and all(int(image["data-width"]) > 700 for image in images), page
+        shades = screenshot(page, width, 6000, screenshots / f"{name}.png")
+        assert (shades < 128).mean() > 0.02 and len(np.unique(shades)) > 200

@@ -16,12 +16,14 @@ from condensation.randomness import generator
 from condensation.sources import SOURCES
 
 
-def synthetic(num_classes: int = 3, channels: int = 1) -> SyntheticSet:
-    images = 3 * torch.randn(num_classes, 2, channels, 4, 5, generator=generator(0))
+def synthetic(
+    num_classes: int = 3, channels: int = 1, counts: tuple[int, ...] | None = None
+) -> SyntheticSet:
+    counts = counts or (2,) * num_classes
+    images = 3 * torch.randn(sum(counts), channels, 4, 5, generator=generator(0))
     names = ("zero", "a/b c", *map(str, range(2, num_classes)))
-    return SyntheticSet(
-        images, torch.full((channels,), 0.5), torch.full((channels,), 0.25), names, {"seed": "0"}
-    )
+    mean, std = torch.full((channels,), 0.5), torch.full((channels,), 0.25)
+    return SyntheticSet(images, counts, mean, std, names, {"seed": "0"})
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -33,10 +35,19 @@ def test_pictures_hold_the_pixels(channels: int, tmp_path: Path) -> None:
     assert folders == ["0_zero", "1_a_b_c", "2_2"]
     with Image.open(tmp_path / "1_a_b_c" / "0001.png") as image:
         found = np.asarray(image).astype(float) / 255
-    expected = (made.images[1, 1].numpy() * 0.25 + 0.5).clip(0, 1)
+    expected = (made.images[3].numpy() * 0.25 + 0.5).clip(0, 1)
     expected = expected[0] if channels == 1 else expected.transpose(1, 2, 0)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_numbers_of_images_that_differ_are_in_the_card_and_the_folders(tmp_path: Path) -> None:
+    made = synthetic(counts=(1, 3, 2))
+    card = dataset_card(made, SOURCES["mnist"], {})
+    assert "6 images, 1 to 3 for each of 3 classes" in card
+    assert "| label | class | images |\n|---|---|---|\n| 0 | zero | 1 |\n| 1 | a/b c | 3 |" in card
+    write_pictures(tmp_path, made)
+    assert ImageFolder(str(tmp_path)).targets == [0, 1, 1, 1, 2, 2]
 
 
 def test_the_folders_are_in_the_order_of_the_labels(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**40, 2**63
 
 def synthetic_file() -> bytes:
     """Return the content of a valid synthetic set."""
-    images = torch.randn(3, 2, 1, 4, 5, generator=generator(0))
-    statistics = (torch.tensor([0.1]), torch.tensor([0.3]))
-    return encode_synthetic_set(SyntheticSet(images, *statistics, ("a", "b", "c"), {"seed": "0"}))
+    images = torch.randn(6, 1, 4, 5, generator=generator(0))
+    mean, std, names = torch.tensor([0.1]), torch.tensor([0.3]), ("a", "b", "c")
+    return encode_synthetic_set(SyntheticSet(images, (1, 3, 2), mean, std, names, {"seed": "0"}))
 
 
 def mutate(content: bytes, draw: random.Random) -> bytes:
@@ -160,10 +160,10 @@ def test_mutated_synthetic_sets(
 def read_and_check(path: Path) -> None:
     """Read a synthetic set; what is returned must be sound."""
     read = read_synthetic_set(path)
-    num_classes, ipc = read.images.shape[:2]
-    assert num_classes == len(read.class_names) and ipc > 0 and read.images.dtype == torch.float32
+    assert len(read.counts) == len(read.class_names) and min(read.counts) > 0
+    assert len(read.images) == sum(read.counts) and read.images.dtype == torch.float32
     assert read.images.isfinite().all() and read.pixels.isfinite().all()
-    assert read.mean.shape == read.std.shape == read.images.shape[2:3] and (read.std > 0).all()
+    assert read.mean.shape == read.std.shape == read.images.shape[1:2] and (read.std > 0).all()
     assert all(isinstance(text, str) for text in (*read.metadata.values(), *read.class_names))
 
 

@@ -34,6 +34,7 @@ def test_each_set_is_the_one_that_its_seed_gives_alone(
     last = max(int(row["iteration"]) for row in rows)
     final = [row for row in rows if int(row["iteration"]) == last]
     assert metrics["sets"] == 2 and metrics["n"] == len(final)
+    assert metrics["std_within_sets"] > 0 and "std_between_sets" in metrics
     assert {row["set"] for row in final} == {"0", "1"}
 
 

@@ -40,7 +40,12 @@ RATES = st.one_of(st.floats(1e-6, 1.0), st.sampled_from([1e-30, 1e4, 1e30, 1e300
 SMALL_NUMBERS = st.integers(1, 3)
 SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**70),
-    "ipc": st.sampled_from([1, 2, 3, 20, 21]),
+    "ipc": st.one_of(
+        st.sampled_from([1, 2, 3, 20, 21, 10**400]),
+        st.fixed_dictionaries({name: st.integers(1, 3) for name in ("zero", "one", "two")}),
+        st.dictionaries(st.sampled_from(["zero", "one", "two", "tow"]), st.integers(0, 21)),
+    ),
+    "ipc_shares": st.sampled_from(["equal", "equal", "proportional"]),
     "network": st.sampled_from(["convnet", "lenet", "mlp"]),
     "init": st.sampled_from(params.registry_names("initialisers.py", "INITIALISERS")),
     "order": st.sampled_from([1, 2]),

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from condensation.artefacts import read_synthetic_set
+from condensation.artefacts import read_synthetic_set, set_path
 from condensation.datasets import Dataset
 from condensation.image_sets import ImageSet
 from condensation.loops import PUBLISHED_LOOPS
@@ -32,6 +33,57 @@ PARAMS = load_params(ROOT / "params.yaml")
 )
 def test_loops_are_the_published_ones_or_between_them(ipc: int, expected: tuple[int, int]) -> None:
     assert dataclasses.replace(PARAMS, ipc=ipc).loops == expected
+
+
+def test_each_class_may_have_a_number_of_images_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through all stages."""
+    numbers = {"two": 1, "zero": 2, "one": 12}
+    changes = {"ipc": numbers, "sets": 2, "evaluate.networks": ["mlp"], "render.dpi": 30}
+    folder = make_workspace(tmp_path, **changes)
+    stages = ("baseline --network mlp", "initialize", "condense", "evaluate --network mlp")
+    for stage in (*stages, "render"):
+        run_here(folder, stage, monkeypatch)
+    condensed = read_synthetic_set(set_path(folder / "data/condensed", 1))
+    assert condensed.counts == (2, 12, 1) and condensed.images.shape == (15, 1, 16, 16)
+    pictures = folder / "data/condensed/images"
+    assert [len([*each.iterdir()]) for each in sorted(pictures.iterdir())] == [2, 12, 1]
+    report = (folder / "results/report.md").read_text()
+    assert "condensed to 15 synthetic images, of each class its own number" in report
+    assert (folder / "results/figures/animation.gif").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"ipc": {"zero": 1, "one": 1, "tow": 1}}, "ipc: there is no class 'tow'; the dataset has"),
+        ({"ipc": {"zero": 1, "two": 1}}, "ipc: has no number for class 'one'; takes one for every"),
+        (
+            {"ipc": {"zero": 1, "one": 21, "two": 1}, "init": "real"},
+            "ipc: got 1 to 21, with init real: class 'one': has 20 images, fewer than the 21 asked",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_the_classes(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        run_here(folder, "initialize", monkeypatch)
+    assert not (folder / "data/initial").exists()
+
+
+def test_coresets_are_chosen_by_pixels_or_by_what_the_network_makes_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {}
+    for features in ("pixels", "embedding"):
+        changes = {"init": "herding", "initialize.features": features}
+        folder = make_workspace(tmp_path / features, **changes)
+        run_here(folder, "initialize", monkeypatch)
+        chosen[features] = read_synthetic_set(set_path(folder / "data/initial", 0)).images
+    assert not torch.equal(*chosen.values())
 
 
 def test_loops_that_are_set_are_taken() -> None:

@@ -1,6 +1,6 @@
 """How the synthetic images change, as a GIF.
 
-Shapes: C = classes, S = synthetic images per class, image = (ch, h, w). Pixels are in [0, 1].
+Shapes: S = synthetic images of a class, image = (ch, h, w). Pixels are in [0, 1].
 """
 
 import io
@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from condensation.figure_style import style
-from condensation.image_grids import snapshot_strip
+from condensation.image_grids import Images, snapshot_strip
 
 FRAME_MILLISECONDS = 160
 FIRST_MILLISECONDS = 1000
@@ -21,13 +21,13 @@ COLOURS = {1: 32, 3: 256}
 """Channels -> colours of a frame."""
 
 
-def animation(frames: Mapping[int, np.ndarray], class_names: Sequence[str]) -> bytes:
+def animation(frames: Mapping[int, Images], class_names: Sequence[str]) -> bytes:
     """Return a GIF that runs for ever: a frame for each iteration, the first image of each class.
 
     The same images give the same bytes.
 
     Args:
-        frames: Iteration -> pixels (C, S, ch, h, w), ch 1 (grey) or 3 (RGB).
+        frames: Iteration -> pixels of each class (S, ch, h, w), ch 1 (grey) or 3 (RGB).
         class_names: C names.
     """
     iterations = sorted(frames)
@@ -49,7 +49,7 @@ def animation(frames: Mapping[int, np.ndarray], class_names: Sequence[str]) -> b
     return buffer.getvalue()
 
 
-def _draw(pixels: np.ndarray, class_names: Sequence[str], label: str) -> Image.Image:
+def _draw(pixels: Images, class_names: Sequence[str], label: str) -> Image.Image:
     """Return one frame, with a palette of its own."""
     figure = snapshot_strip({0: pixels}, class_names, labels=[label])
     with style():
@@ -57,5 +57,5 @@ def _draw(pixels: np.ndarray, class_names: Sequence[str], label: str) -> Image.I
         figure.set_dpi(DPI)
         canvas.draw()
         frame = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    colours = COLOURS[pixels.shape[2]]
+    colours = COLOURS[pixels[0].shape[1]]
     return frame.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)

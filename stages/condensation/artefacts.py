@@ -1,6 +1,6 @@
 """The synthetic set as a file: safetensors, self-describing, never pickle.
 
-Shapes: N = number of images = classes x images per class, in the order of the classes.
+Shapes: N = number of images, class after class in the order of the classes.
 
 Tensors in the file:
     images  (N, ch, h, w) float32, normalised: what a network is trained on
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from condensation.counts import class_labels
 from condensation.errors import one_line
 from condensation.files import write_bytes
 
@@ -34,7 +35,8 @@ class SyntheticSet:
     """A synthetic set and what is needed to use it.
 
     Attributes:
-        images: (C, S, ch, h, w) float32, normalised.
+        images: (N, ch, h, w) float32, normalised, class after class.
+        counts: The number of images of each class, at least one.
         mean: (ch,) of the real training set, in pixel values from 0 to 1.
         std: (ch,) likewise.
         class_names: One name for each class.
@@ -42,6 +44,7 @@ class SyntheticSet:
     """
 
     images: Tensor
+    counts: tuple[int, ...]
     mean: Tensor
     std: Tensor
     class_names: tuple[str, ...]
@@ -49,14 +52,19 @@ class SyntheticSet:
 
     @property
     def labels(self) -> Tensor:
-        """(C, S) int64: the class of each image."""
-        num_classes, ipc = self.images.shape[:2]
-        return torch.arange(num_classes).repeat_interleave(ipc).view(num_classes, ipc)
+        """(N,) int64: the class of each image."""
+        return class_labels(self.counts)
 
     @property
     def pixels(self) -> Tensor:
-        """(C, S, ch, h, w): the images as pixel values, limited to [0, 1], for looking at."""
+        """(N, ch, h, w): the images as pixel values, limited to [0, 1], for looking at."""
         return denormalise(self.images, self.mean, self.std).clamp(0, 1)
+
+    @property
+    def pixels_by_class(self) -> tuple[Tensor, ...]:
+        """Those of each class, (S_c, ch, h, w)."""
+        parts: tuple[Tensor, ...] = self.pixels.split(list(self.counts))
+        return parts
 
 
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -90,8 +98,8 @@ def write_synthetic_set(path: Path, synthetic: SyntheticSet) -> None:
 def encode_synthetic_set(synthetic: SyntheticSet) -> bytes:
     """Return the content of a synthetic set's file."""
     tensors = {
-        "images": synthetic.images.detach().cpu().float().flatten(0, 1).contiguous(),
-        "labels": synthetic.labels.flatten(),
+        "images": synthetic.images.detach().cpu().float().contiguous(),
+        "labels": synthetic.labels,
         "mean": synthetic.mean.cpu().float(),
         "std": synthetic.std.cpu().float(),
     }
@@ -128,8 +136,10 @@ def read_synthetic_set(path: Path) -> SyntheticSet:
         raise ValueError(f"{path}: {problem}")
     class_names = tuple(description.pop("class_names"))
     del description["format"]
-    images = tensors["images"].unflatten(0, (len(class_names), -1))
-    return SyntheticSet(images, tensors["mean"], tensors["std"], class_names, description)
+    counts = tuple(tensors["labels"].bincount().tolist())
+    return SyntheticSet(
+        tensors["images"], counts, tensors["mean"], tensors["std"], class_names, description
+    )
 
 
 def check_fit(
@@ -142,8 +152,8 @@ def check_fit(
     """
     if synthetic.class_names != classes:
         raise ValueError(f"{path}: its classes are not the {len(classes)} of the dataset")
-    if synthetic.images.shape[2:] != image_shape:
-        found = tuple(synthetic.images.shape[2:])
+    if synthetic.images.shape[1:] != image_shape:
+        found = tuple(synthetic.images.shape[1:])
         raise ValueError(f"{path}: its images are {found}, those of the dataset {image_shape}")
 
 
@@ -171,11 +181,15 @@ def _tensors_problem(tensors: Mapping[str, Tensor], num_classes: int) -> str | N
             f"images are {images.dtype} {tuple(images.shape)}, not float32 "
             "(images, channels, height, width)"
         )
-    if images.numel() == 0 or len(images) % num_classes != 0:
-        return f"images {tuple(images.shape)} are none, or do not divide by {num_classes} classes"
-    expected = torch.arange(num_classes).repeat_interleave(len(images) // num_classes)
-    if labels.dtype != torch.int64 or not torch.equal(labels, expected):
-        return f"labels are not {num_classes} classes in order, equally many each"
+    if images.numel() == 0:
+        return f"images {tuple(images.shape)} are none"
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        return f"labels are {labels.dtype} {tuple(labels.shape)}, not int64, one for each image"
+    # Before they are counted: in order, so that the last is the largest.
+    if not bool((labels.diff() >= 0).all()) or not torch.equal(
+        labels.unique(), torch.arange(num_classes)
+    ):
+        return f"labels are not those of {num_classes} classes in order, at least one of each"
     for name in ("mean", "std"):
         value = tensors[name]
         if value.dtype != torch.float32 or value.shape != (images.shape[1],):

@@ -1,9 +1,10 @@
 """Initial images that are averages of real ones, or the real ones next to them.
 
-Shapes: C = classes, S = synthetic images a class (ipc), n = images of a class, image = (ch, h, w).
+Shapes: S = synthetic images of a class, n = real images of a class, image = (ch, h, w).
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from sklearn.cluster import KMeans
@@ -17,55 +18,66 @@ STARTS = 4
 """Times that k-means begins anew in a class; the tightest clusters are taken."""
 
 
-def part_means(dataset: Dataset, ipc: int, generator: torch.Generator) -> Tensor:
+def part_means(dataset: Dataset, counts: Sequence[int], generator: torch.Generator) -> list[Tensor]:
     """Return the mean of each of S random parts of each class, equal in size.
 
+    Args:
+        dataset: The real images.
+        counts: S of each class.
+        generator: Draws the parts.
+
     Returns:
-        (C, S, ch, h, w) float32, in pixel values from 0 to 255.
+        Of each class (S, ch, h, w) float32, in pixel values from 0 to 255.
 
     Raises:
-        ValueError: A class has fewer than `ipc` images.
+        ValueError: A class has fewer images than parts.
     """
     means = []
-    for index, name in enumerate(dataset.class_names):
+    for index, (name, count) in enumerate(zip(dataset.class_names, counts, strict=True)):
         images = dataset.class_images(index)
-        shuffled = sample_class(images, max(len(images), ipc), name, generator)
+        shuffled = sample_class(images, max(len(images), count), name, generator)
         # Float64: a sum of thousands of pixels is then exact, the same on every machine.
-        parts = [part.double().mean(0) for part in shuffled.tensor_split(ipc)]
+        parts = [part.double().mean(0) for part in shuffled.tensor_split(count)]
         means.append(torch.stack(parts).float())
-    return torch.stack(means)
+    return means
 
 
-def cluster_centers(dataset: Dataset, ipc: int, generator: torch.Generator) -> Tensor:
+def cluster_centers(
+    dataset: Dataset, counts: Sequence[int], generator: torch.Generator
+) -> list[Tensor]:
     """Return the centres of S clusters of each class, those of the largest clusters first.
 
     k-means (Lloyd, "Least Squares Quantization in PCM", 1982) of the pixels, begun by k-means++
     (Arthur and Vassilvitskii, SODA 2007), the best of `STARTS`. Where a class has fewer than S
     different images, centres are repeated.
 
+    Args:
+        dataset: The real images.
+        counts: S of each class.
+        generator: Draws where k-means begins.
+
     Returns:
-        (C, S, ch, h, w) float32, in pixel values from 0 to 255.
+        Of each class (S, ch, h, w) float32, in pixel values from 0 to 255.
 
     Raises:
-        ValueError: A class has fewer than `ipc` images.
+        ValueError: A class has fewer than S images.
     """
-    require_images(dataset, ipc)
-    centers = [
-        _centers_of_class(dataset.class_images(index), ipc, generator)
-        for index in range(dataset.num_classes)
+    require_images(dataset, counts)
+    return [
+        _centers_of_class(dataset.class_images(index), count, generator)
+        for index, count in enumerate(counts)
     ]
-    return torch.stack(centers)
 
 
-def nearest_images(dataset: Dataset, centers: Tensor) -> Tensor:
+def nearest_images(dataset: Dataset, centers: Sequence[Tensor]) -> list[Tensor]:
     """Return the real image nearest each centre, no image twice; earlier centres choose first.
 
     Args:
         dataset: The real images.
-        centers: (C, S, ch, h, w), in pixel values from 0 to 255; S images are in every class.
+        centers: Of each class (S, ch, h, w), in pixel values from 0 to 255; the class has S images.
 
     Returns:
-        (C, S, ch, h, w) uint8.
+        Of each class (S, ch, h, w) uint8.
     """
     chosen = []
     for index, of_class in enumerate(centers):
@@ -76,7 +88,7 @@ def nearest_images(dataset: Dataset, centers: Tensor) -> Tensor:
             row[places] = torch.inf
             places.append(int(row.argmin()))
         chosen.append(members[places])
-    return torch.stack(chosen)
+    return chosen
 
 
 def _centers_of_class(images: Tensor, num_centers: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """How far a condensation is: what its next image step depends on, and what it has noted so far.
 
-Shapes: K = sets, C = classes, S = synthetic images a class, image = (ch, h, w).
+Shapes: K = sets, C = classes, N = synthetic images, class after class, image = (ch, h, w).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Condensation:
     """A condensation before an image step. Random numbers are drawn by name, so none are here.
 
     Attributes:
-        images: (K, C, S, ch, h, w), the synthetic images.
+        images: (K, N, ch, h, w), the synthetic images.
         good: Of their shape, as they were before this iteration: known to be finite.
         momentum: Of SGD on the images, as `states.momentum_of` gives it.
         iteration: The one that is worked on, from 1.
@@ -29,7 +29,7 @@ class Condensation:
             finished.
         curvature: (iteration, Q, natural ratio, cosine) of each iteration with order 2; see
             `matching.Matched`.
-        snapshots: Iteration -> images (K, C, S, ch, h, w), as they were after it.
+        snapshots: Iteration -> images (K, N, ch, h, w), as they were after it.
         timing: (iteration, seconds from the beginning to then), for each snapshot.
         seconds: Since the beginning, in all runs together.
     """
@@ -48,8 +48,8 @@ class Condensation:
     seconds: float = 0.0
 
     @classmethod
-    def begin(cls, images: Tensor) -> "Condensation":
-        """Return the state before the first iteration of these images (K, C, S, ch, h, w)."""
+    def begin(cls, images: Tensor, num_classes: int) -> "Condensation":
+        """Return the state before the first iteration of these images (K, N, ch, h, w)."""
         return cls(
             images=images.clone(),
             good=images.clone(),
@@ -57,7 +57,7 @@ class Condensation:
             iteration=1,
             image_step=0,
             thetas=[],
-            total=torch.zeros(images.shape[:2], device=images.device),
+            total=torch.zeros(len(images), num_classes, device=images.device),
             snapshots={0: images.cpu().clone()},
             timing=[(0, 0.0)],
         )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from condensation.files import write_array, write_json
-from condensation.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,12 @@ class Dataset:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def class_sizes(self) -> list[int]:
+        """The number of images of each class."""
+        sizes: list[int] = self.labels.bincount(minlength=self.num_classes).tolist()
+        return sizes
+
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
         pixels = images.float() / 255
@@ -55,15 +60,14 @@ class Dataset:
         return self.images[self.labels == class_index]
 
 
-def require_images(dataset: Dataset, at_least: int) -> None:
+def require_images(dataset: Dataset, counts: Sequence[int]) -> None:
     """Check that every class has images enough.
 
     Raises:
-        ValueError: A class has fewer than `at_least`.
+        ValueError: A class has fewer than its number in `counts`.
     """
-    sizes = dataset.labels.bincount(minlength=dataset.num_classes).tolist()
-    for size, name in zip(sizes, dataset.class_names, strict=True):
-        _require(name, size, at_least)
+    for name, size, count in zip(dataset.class_names, dataset.class_sizes, counts, strict=True):
+        _require(name, size, count)
 
 
 def _require(name: str, size: int, at_least: int) -> None:
@@ -86,26 +90,6 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     _require(name, len(images), num_images)
     chosen = torch.randperm(len(images), generator=stream)[:num_images]
     return images[chosen.to(images.device)]
-
-
-def sample_by_class(
-    by_class: Sequence[Tensor], num_per_class: int, seed: int, *stream: str | int
-) -> list[Tensor]:
-    """Draw images of every class, without repeats: (R, ch, h, w) uint8 for each.
-
-    Each class has a stream of its own, `(seed, *stream, class index)`, so that classes can be
-    drawn apart.
-
-    Args:
-        by_class: All images of each class, (n, ch, h, w).
-        num_per_class: How many to draw of each; of a class that has fewer, all of them.
-        seed: The seed of the run.
-        *stream: The name of the draw.
-    """
-    return [
-        sample_class(images, min(num_per_class, len(images)), "", generator(seed, *stream, c))
-        for c, images in enumerate(by_class)
-    ]
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:

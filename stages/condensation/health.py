@@ -1,7 +1,9 @@
 """Whether a condensation is going well: what stops it, and what is warned of once.
 
-Shapes: K = sets, C = classes, S = synthetic images a class, image = (ch, h, w).
+Shapes: K = sets, C = classes, N = synthetic images, class after class, image = (ch, h, w).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +14,20 @@ EXPLODED = 100.0
 """A matching loss so many times that of the first iteration is warned of."""
 
 
-def not_finite(loss: Tensor, images: Tensor, class_names: tuple[str, ...]) -> str | None:
+def not_finite(
+    loss: Tensor, images: Tensor, counts: Sequence[int], class_names: tuple[str, ...]
+) -> str | None:
     """Say what is not a number any more: the matching loss or the images; None if all is well.
 
     Args:
         loss: (K, C), the matching loss of each class.
-        images: (K, C, S, ch, h, w), the synthetic images after the step.
+        images: (K, N, ch, h, w), the synthetic images after the step.
+        counts: The number of images of each class.
         class_names: One for each class.
     """
     for what, finite in (
         ("matching loss is", loss.isfinite().all(0)),
-        ("synthetic images are", images.isfinite().flatten(2).all(2).all(0)),
+        ("synthetic images are", _all_of_class(images.isfinite(), counts).all(0)),
     ):
         if not finite.all():
             return f"the {what} not finite (classes: {_names(~finite, class_names)})"
@@ -34,24 +39,32 @@ def all_finite(theta: Theta) -> bool:
     return all(bool(value.isfinite().all()) for value in theta.values())
 
 
+def without_gradient(gradient: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return whether the image gradient (K, N, ch, h, w) of each class is zero, (K, C) bool."""
+    return _all_of_class(gradient == 0, counts)
+
+
 class Watch:
     """Looks at each iteration and returns each warning once."""
 
-    def __init__(self, class_names: tuple[str, ...], first: float | None) -> None:
+    def __init__(
+        self, class_names: tuple[str, ...], counts: Sequence[int], first: float | None
+    ) -> None:
         """Watch these classes; `first` is the loss of the first iteration if that is over."""
         self._class_names = class_names
+        self._counts = counts
         self._first = first
         self._exploded = False
         self._without_gradient = torch.zeros(len(class_names), dtype=torch.bool)
 
-    def look(self, iteration: int, loss: Tensor, gradient: Tensor, images: Tensor) -> list[str]:
+    def look(self, iteration: int, loss: Tensor, zero: Tensor, images: Tensor) -> list[str]:
         """Return what there is to warn of.
 
         Args:
             iteration: For the text.
             loss: (K, C), the matching loss of each class.
-            gradient: (K, C, S, ch, h, w), its derivative with respect to the images.
-            images: (K, C, S, ch, h, w).
+            zero: (K, C), whether its derivative with respect to the images is zero.
+            images: (K, N, ch, h, w).
         """
         warnings = []
         total = float(loss.mean(0).sum())
@@ -63,11 +76,12 @@ class Watch:
                 f"the matching loss of iteration {iteration} is {total:.4g}, {self._first:.4g} at "
                 "first; look at condense.image_learning_rate and condense.image_momentum"
             )
-        without = ~gradient.flatten(2).any(2).all(0).cpu() & ~self._without_gradient
+        without = zero.any(0).cpu() & ~self._without_gradient
         if without.any():
             self._without_gradient |= without
-            pixels = images.detach().flatten(4).cpu()
-            constant = (pixels.amax(-1) == pixels.amin(-1)).flatten(2).all(2).any(0)
+            pixels = images.detach().flatten(3).cpu()
+            same = pixels.amax(-1) == pixels.amin(-1)
+            constant = _all_of_class(same, self._counts).any(0)
             for found, reason in (
                 (without & constant, "its images are constant, which normalisation makes 0"),
                 (without & ~constant, "the network does not respond to its images (activation?)"),
@@ -78,6 +92,12 @@ class Watch:
                         f"{_names(found, self._class_names)}: {reason}"
                     )
         return warnings
+
+
+def _all_of_class(true: Tensor, counts: Sequence[int]) -> Tensor:
+    # (K, N, ...) bool -> (K, C): whether it holds everywhere in all images of the class
+    parts = true.flatten(2).all(2).split(list(counts), 1)
+    return torch.stack([part.all(1) for part in parts], 1)
 
 
 def _names(chosen: Tensor, class_names: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """Grids of images, as functions from arrays to a matplotlib Figure.
 
-Shapes: C = classes, S = synthetic images per class, R = real examples per class, M = images of a
-group, image = (ch, h, w). Pixels are values in [0, 1].
+Shapes: S = synthetic images of a class, R = real examples of it, image = (ch, h, w). Pixels are
+values in [0, 1].
 """
 
 import math
@@ -17,30 +17,31 @@ from condensation.figure_style import WIDTH, style
 MAX_SYNTHETIC_SHOWN = 10  # synthetic images of each class in the grid
 MAX_CLASSES_ABREAST = 20  # columns of classes; more classes go into further bands below
 
+Images = np.ndarray | Sequence[np.ndarray]
+"""Of each class (S, ch, h, w), ch 1 (grey) or 3 (RGB); or all in one array."""
+
 # Inches.
 EDGE, GUTTER, BAND_GAP, MAX_TILE = 0.06, 0.05, 0.22, 0.9
 LABEL: dict[str, Any] = {"fontsize": 10, "fontweight": "bold"}
 
 
 @style()
-def image_grid(
-    synthetic_pixels: np.ndarray, real_pixels: np.ndarray, class_names: Sequence[str]
-) -> Figure:
+def image_grid(synthetic_pixels: Images, real_pixels: Images, class_names: Sequence[str]) -> Figure:
     """Return a figure of the synthetic images of each class beside real ones.
 
     Classes are columns where that makes the figure wider than tall, and rows otherwise. At most
     `MAX_SYNTHETIC_SHOWN` synthetic images of a class are drawn; the label then says so.
 
     Args:
-        synthetic_pixels: (C, S, ch, h, w), ch 1 (grey) or 3 (RGB).
-        real_pixels: (C, R, ch, h, w).
-        class_names: C names.
+        synthetic_pixels: Of each class.
+        real_pixels: Of each class.
+        class_names: One for each class.
     """
-    num_classes, ipc = synthetic_pixels.shape[:2]
-    shown = synthetic_pixels[:, :MAX_SYNTHETIC_SHOWN]
-    label = "synthetic" if shown.shape[1] == ipc else f"synthetic ({shown.shape[1]} of {ipc})"
-    images_per_class = shown.shape[1] + real_pixels.shape[1]
-    bands = math.ceil(num_classes / MAX_CLASSES_ABREAST)
+    most = _most(synthetic_pixels)
+    shown = _first(synthetic_pixels, MAX_SYNTHETIC_SHOWN)
+    label = "synthetic" if _most(shown) == most else f"synthetic ({_most(shown)} of {most})"
+    images_per_class = _most(shown) + _most(real_pixels)
+    num_classes, bands = len(class_names), math.ceil(len(class_names) / MAX_CLASSES_ABREAST)
     return _class_grid(
         [(label, shown), ("real", real_pixels)],
         class_names,
@@ -51,44 +52,44 @@ def image_grid(
 
 @style()
 def start_and_end(
-    start: np.ndarray, end: np.ndarray, iterations: int, class_names: Sequence[str]
+    start: Images, end: Images, iterations: int, class_names: Sequence[str]
 ) -> Figure:
     """Return a figure of the synthetic images before and after condensation.
 
     At most `MAX_SYNTHETIC_SHOWN` images of a class are drawn.
 
     Args:
-        start: (C, S, ch, h, w), ch 1 (grey) or 3 (RGB).
+        start: Of each class.
         end: Likewise.
         iterations: Of condensation between the two.
-        class_names: C names.
+        class_names: One for each class.
     """
-    shown = [pixels[:, :MAX_SYNTHETIC_SHOWN] for pixels in (start, end)]
+    shown = [_first(images, MAX_SYNTHETIC_SHOWN) for images in (start, end)]
     labels = ("iteration 0", f"iteration {iterations}")
     num_classes, bands = len(class_names), math.ceil(len(class_names) / MAX_CLASSES_ABREAST)
     return _class_grid(
         list(zip(labels, shown, strict=True)),
         class_names,
         group_gap=0.16,
-        classes_as_rows=2 * shown[0].shape[1] * bands > num_classes / bands,
+        classes_as_rows=2 * _most(shown[0]) * bands > num_classes / bands,
     )
 
 
 @style()
 def snapshot_strip(
-    snapshots: Mapping[int, np.ndarray],
+    snapshots: Mapping[int, Images],
     class_names: Sequence[str],
     labels: Sequence[str] | None = None,
 ) -> Figure:
     """Return a figure of how the first image of each class changes: a row for each snapshot.
 
     Args:
-        snapshots: Iteration -> pixels (C, S, ch, h, w), ch 1 (grey) or 3 (RGB).
-        class_names: C names.
+        snapshots: Iteration -> images of each class.
+        class_names: One for each class.
         labels: Of the rows; the iterations where there are none.
     """
     labels = labels or [f"iteration {number}" for number in sorted(snapshots)]
-    shown = [snapshots[number][:, :1] for number in sorted(snapshots)]
+    shown = [_first(snapshots[number], 1) for number in sorted(snapshots)]
     groups = list(zip(labels, shown, strict=True))
     return _class_grid(groups, class_names, group_gap=0.0, classes_as_rows=False)
 
@@ -134,23 +135,24 @@ def _measure(
 
 
 def _class_grid(
-    groups: Sequence[tuple[str, np.ndarray]],
+    groups: Sequence[tuple[str, Images]],
     class_names: Sequence[str],
     *,
     group_gap: float,
     classes_as_rows: bool,
 ) -> Figure:
-    """Return a figure of labelled groups of images (C, M, ch, h, w), each with an M of its own.
+    """Return a figure of labelled groups of images; a class that has fewer leaves places free.
 
     Everything is placed in inches, on one set of axes that covers the figure. `u` runs along the
     classes and `v` along the images of a class: (u, v) is (x, y) with classes as columns and (y, x)
     with classes as rows. More classes than fit abreast go into further bands along `v`.
     """
-    images_per_class = sum(images.shape[1] for _, images in groups)
+    images_per_class = sum(_most(images) for _, images in groups)
     gaps = group_gap * (len(groups) - 1)
     labels = [label for label, _ in groups]
     sizes = _measure(labels, class_names, images_per_class, gaps, classes_as_rows)
-    tile_height = sizes.tile * groups[0][1].shape[-2] / groups[0][1].shape[-1]
+    height, width = groups[0][1][0].shape[-2:]
+    tile_height = sizes.tile * height / width
     tile_u, tile_v = (sizes.tile, tile_height)[:: -1 if classes_as_rows else 1]
     band_v = sizes.names + images_per_class * (tile_v + GUTTER) - GUTTER + gaps
     size_u = 2 * EDGE + sizes.labels + sizes.abreast * (tile_u + GUTTER) - GUTTER
@@ -169,16 +171,17 @@ def _class_grid(
             axes.text(u + tile_u / 2, v - 0.06, name, ha="center", va="bottom", **text)
         for label, images in groups:
             if place == 0:
-                span = images.shape[1] * (tile_v + GUTTER) - GUTTER
+                span = _most(images) * (tile_v + GUTTER) - GUTTER
                 if not classes_as_rows:
                     axes.text(u - 0.12, v + span / 2, label, ha="right", va="center", **LABEL)
                 elif _text_width(label, 10, bold=True) <= span:
                     axes.text(v, u - 0.06, label, ha="left", va="bottom", **LABEL)
                 else:  # wider than its images: it starts further left, above the names
                     axes.text(v + span, u - 0.06, label, ha="right", va="bottom", **LABEL)
-            for image in images[index]:
-                x, y = (v, u) if classes_as_rows else (u, v)
-                _draw_image(axes, image, x, y, sizes.tile, tile_height)
+            for number in range(_most(images)):
+                if number < len(images[index]):
+                    x, y = (v, u) if classes_as_rows else (u, v)
+                    _draw_image(axes, images[index][number], x, y, sizes.tile, tile_height)
                 v += tile_v + GUTTER
             v += group_gap
     # Drawing an image sets limits: these come last.
@@ -186,6 +189,15 @@ def _class_grid(
     axes.set_xlim(0, figure.get_figwidth())
     axes.set_ylim(figure.get_figheight(), 0)
     return figure
+
+
+def _first(images: Images, number: int) -> Images:
+    return [of_class[:number] for of_class in images]
+
+
+def _most(images: Images) -> int:
+    # The number of images of the class that has most.
+    return max(len(of_class) for of_class in images)
 
 
 def _draw_image(

@@ -50,11 +50,10 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return denormalise(self.images, self.mean, self.std).clamp(0, 1)
 
     @property
-    def by_class(self) -> Tensor:
-        """(C, S, ch, h, w): the pixels of each class, as many as the smallest class has."""
-        parts = [self.pixels[self.labels == index] for index in range(len(self.class_names))]
-        shortest = min(len(part) for part in parts)
-        return torch.stack([part[:shortest] for part in parts])
+    def pixels_by_class(self) -> list[Tensor]:
+        """Those of each class, (S_c, ch, h, w)."""
+        pixels = self.pixels
+        return [pixels[self.labels == index] for index in range(len(self.class_names))]
 
     def normalised_with(self, mean: Tensor, std: Tensor) -> "ImageSet":
         """Return the same pixel values, normalised with another mean (ch,) and std (ch,)."""
@@ -66,10 +65,10 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def flat(synthetic: SyntheticSet) -> ImageSet:
-    """Return a synthetic set as N = classes x images a class."""
+    """Return a synthetic set as labelled images."""
     return ImageSet(
-        synthetic.images.flatten(0, 1),
-        synthetic.labels.flatten(),
+        synthetic.images,
+        synthetic.labels,
         synthetic.mean,
         synthetic.std,
         synthetic.class_names,

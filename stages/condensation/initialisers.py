@@ -1,9 +1,9 @@
 """The first synthetic images. One function each, registered in `INITIALISERS`.
 
-Shapes: C = classes, S = synthetic images a class (ipc), image = (ch, h, w).
+Shapes: C = classes, N = synthetic images, class after class, image = (ch, h, w).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,108 +14,129 @@ from condensation.datasets import Dataset, require_images, sample_class
 from condensation.features import Features
 from condensation.sharpening import sharpen
 
-Initialiser = Callable[[Dataset, int, torch.Generator, Features], Tensor]
-"""`(dataset, ipc, generator, features)` -> (C, S, ch, h, w) float32, normalised.
+Counts = Sequence[int]
+"""Synthetic images of each class."""
+
+Initialiser = Callable[[Dataset, Counts, torch.Generator, Features], Tensor]
+"""`(dataset, counts, generator, features)` -> (N, ch, h, w) float32, normalised.
 
 All raise a ValueError that names the class where a class has no images, and, but for `noise`,
-`black`, `grey` and `white`, where it has fewer than `ipc`.
+`black`, `grey` and `white`, where it has fewer than are asked for.
 """
 
 
-def noise(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def noise(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Standard normal noise in normalised space (Zhao, Mopuri and Bilen, ICLR 2021)."""
-    require_images(dataset, 1)
-    return torch.randn(dataset.num_classes, ipc, *dataset.image_shape, generator=generator)
+    require_images(dataset, [1] * len(counts))
+    return torch.randn(sum(counts), *dataset.image_shape, generator=generator)
 
 
-def black(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def black(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Pixel value 0 everywhere."""
-    return _constant(dataset, ipc, 0)
+    return _constant(dataset, counts, 0)
 
 
-def grey(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def grey(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Half of the largest pixel value everywhere."""
-    return _constant(dataset, ipc, 255 / 2)
+    return _constant(dataset, counts, 255 / 2)
 
 
-def white(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def white(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """The largest pixel value everywhere."""
-    return _constant(dataset, ipc, 255)
+    return _constant(dataset, counts, 255)
 
 
-def real(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def real(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Random real images of the class, without repeats (Zhao, Mopuri and Bilen, ICLR 2021)."""
     drawn = [
-        sample_class(dataset.class_images(index), ipc, name, generator)
-        for index, name in enumerate(dataset.class_names)
+        sample_class(dataset.class_images(index), count, name, generator)
+        for index, (name, count) in enumerate(zip(dataset.class_names, counts, strict=True))
     ]
-    return dataset.normalise(torch.stack(drawn))
+    return dataset.normalise(torch.cat(drawn))
 
 
-def mean(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def mean(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Each image is the mean of its own random part of the class; the parts are equal in size."""
-    return dataset.normalise(part_means(dataset, ipc, generator))
+    return dataset.normalise(torch.cat(part_means(dataset, counts, generator)))
 
 
-def kmeans(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
-    """Of each of S clusters of the class, the real image nearest its centre; k-means of pixels."""
-    centers = cluster_centers(dataset, ipc, generator)
-    return dataset.normalise(nearest_images(dataset, centers))
+def kmeans(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
+    """The real images nearest the centres of clusters of the class; k-means of pixels."""
+    centers = cluster_centers(dataset, counts, generator)
+    return dataset.normalise(torch.cat(nearest_images(dataset, centers)))
 
 
 def kmeans_centers(
-    dataset: Dataset, ipc: int, generator: torch.Generator, features: Features
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
-    """The centres of S clusters of the class; k-means of pixels."""
-    return dataset.normalise(cluster_centers(dataset, ipc, generator))
+    """The centres of clusters of the class; k-means of pixels."""
+    return dataset.normalise(torch.cat(cluster_centers(dataset, counts, generator)))
 
 
-def herding(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def herding(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Real images whose features have a mean near the class's; see `herd`."""
-    return _coreset(herd, dataset, ipc, generator, features)
+    return _coreset(herd, dataset, counts, generator, features)
 
 
-def kcenter(dataset: Dataset, ipc: int, generator: torch.Generator, features: Features) -> Tensor:
+def kcenter(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
     """Real images with no image of the class far from all of them, by features; see `cover`."""
-    return _coreset(cover, dataset, ipc, generator, features)
+    return _coreset(cover, dataset, counts, generator, features)
 
 
 def sharpened_mean(
-    dataset: Dataset, ipc: int, generator: torch.Generator, features: Features
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """`mean`, with the pixel values of the class's images in place of greys; see `sharpen`."""
-    return _sharpened(dataset, part_means(dataset, ipc, generator))
+    return _sharpened(dataset, part_means(dataset, counts, generator))
 
 
 def sharpened_centers(
-    dataset: Dataset, ipc: int, generator: torch.Generator, features: Features
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """`kmeans_centers`, likewise: different shapes of the class, each with its contrast."""
-    return _sharpened(dataset, cluster_centers(dataset, ipc, generator))
+    return _sharpened(dataset, cluster_centers(dataset, counts, generator))
 
 
-def _constant(dataset: Dataset, ipc: int, pixel: float) -> Tensor:
-    require_images(dataset, 1)
-    shape = (dataset.num_classes, ipc, *dataset.image_shape)
+def _constant(dataset: Dataset, counts: Counts, pixel: float) -> Tensor:
+    require_images(dataset, [1] * len(counts))
+    shape = (sum(counts), *dataset.image_shape)
     return dataset.normalise(torch.full(shape, float(pixel)))
 
 
 def _coreset(
     choose: Coreset,
     dataset: Dataset,
-    ipc: int,
+    counts: Counts,
     generator: torch.Generator,
     features: Features,
 ) -> Tensor:
-    require_images(dataset, ipc)
+    require_images(dataset, counts)
     of_images = features(dataset, generator)
-    chosen = choose(of_images, dataset.labels, dataset.num_classes, ipc)
+    chosen = choose(of_images, dataset.labels, counts)
     return dataset.normalise(dataset.images[chosen])
 
 
-def _sharpened(dataset: Dataset, images: Tensor) -> Tensor:
+def _sharpened(dataset: Dataset, images: Sequence[Tensor]) -> Tensor:
     sharp = [sharpen(of_class, dataset.class_images(c)) for c, of_class in enumerate(images)]
-    return dataset.normalise(torch.stack(sharp))
+    return dataset.normalise(torch.cat(sharp))
 
 
 INITIALISERS: dict[str, Initialiser] = {

@@ -14,8 +14,8 @@ The weight is relative: lambda = weight * |dD/dS_c| / |dQ_c/dS_c|, so that the i
 curvature term is `weight` times as long as that of the gradient term, for every network, distance
 and form. (Their natural ratio spans five orders of magnitude.)
 
-Shapes: K = independent sets, C = classes, S = synthetic images a class, R = real images a class,
-image = (ch, h, w).
+Shapes: K = independent sets, C = classes, S = synthetic images of a class, N = those of all, class
+after class, R = real images of a class, image = (ch, h, w).
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +58,8 @@ class Matched(NamedTuple):
     """What a matching step gives, for each set and class.
 
     Attributes:
-        gradient: (K, C, S, ch, h, w), of the sum of the losses.
+        gradient: (K, N, ch, h, w), of the sum of the losses: each class counts once, however many
+            images it has.
         loss: (K, C), D, so that it can be compared between the orders.
         curvature: (K, C), Q, not weighted; 0 with order 1.
         ratio: (K, C), |dQ/dS_c| / |dD/dS_c|, of the image gradients before weighting; likewise.
@@ -168,11 +169,15 @@ Siamese = Sequence[Sequence[Augmentation | None]]
 MatchingStep = Callable[
     [Tensor, RealBatches, Sequence[Theta], Sequence[Sequence[Theta]], Siamese], Matched
 ]
-"""`step(synthetic (K, C, S, ch, h, w), real batches, theta and probes of each set, draws)`."""
+"""`step(synthetic (K, N, ch, h, w), real batches, theta and probes of each set, draws)`."""
 
 
 def make_matching_step(
-    networks: Sequence[Network], distance: Distance, curvature: Curvature | None
+    networks: Sequence[Network],
+    distance: Distance,
+    curvature: Curvature | None,
+    counts: Sequence[int],
+    first_class: int = 0,
 ) -> MatchingStep:
     """Return the function that matches all classes of all sets, side by side.
 
@@ -180,6 +185,8 @@ def make_matching_step(
         networks: That of each set: one and the same but for frozen statistics.
         distance: D.
         curvature: Q and its weight; None is order 1.
+        counts: The number of synthetic images of each class.
+        first_class: The class of the first of them, where they are consecutive ones of more.
     """
 
     def step(
@@ -189,29 +196,27 @@ def make_matching_step(
         probes: Sequence[Sequence[Theta]],
         siamese: Siamese,
     ) -> Matched:
-        num_sets, num_classes = synthetic.shape[:2]
+        by_class = [images.split(list(counts)) for images in synthetic]
 
         def one(index: tuple[int, int]) -> Matched:
             k, c = index
             return match_class(
                 thetas[k],
                 networks[k],
-                synthetic[k, c],
+                by_class[k][c],
                 real[k][c],
-                c,
+                first_class + c,
                 distance,
                 curvature,
                 probes[k],
                 siamese[k][c],
             )
 
-        indices = [(k, c) for k in range(num_sets) for c in range(num_classes)]
-        matched = parallel_map(one, indices, synthetic.device)
+        indices = [(k, c) for k in range(len(synthetic)) for c in range(len(counts))]
+        gradients, *values = zip(*parallel_map(one, indices, synthetic.device), strict=True)
         return Matched(
-            *(
-                torch.stack(values).unflatten(0, (num_sets, num_classes))
-                for values in zip(*matched, strict=True)
-            )
+            torch.cat(gradients).view_as(synthetic),
+            *(torch.stack(value).view(len(synthetic), len(counts)) for value in values),
         )
 
     return step

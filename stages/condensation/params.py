@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from condensation.counts import Ipc, mean_ipc
 from condensation.loops import default_loops
 
 Options = Mapping[str, int | float | str]
@@ -72,6 +73,15 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Initialize:
+    """Settings of the stage `initialize`."""
+
+    features: str = _choice("pixels", "embedding")
+    epochs: int = _at_least(0)
+    learning_rate: float = _above(0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaselineNetwork:
     """How one network is trained on the real training set."""
 
@@ -107,6 +117,7 @@ class Curvature:
 class Condense:
     """Settings of the stage `condense`."""
 
+    processes: int = field(repr=False, metadata=_at_least(1).metadata)  # no image depends on it
     iterations: int = _at_least(1)
     outer: int | None = _or_auto(_at_least(1))
     inner: int | None = _or_auto(_at_least(0))
@@ -164,7 +175,8 @@ class Params:
 
     seed: int = _at_least(0)
     dataset: str = field(metadata={"registry": ("raw_data.py", "DATASETS"), "or_path": True})
-    ipc: int = _at_least(1)
+    ipc: Ipc = field(metadata={"minimum": 1, "by_class": True})
+    ipc_shares: str = _choice("equal", "proportional")
     sets: int = _at_least(1)
     network: str = _registered("networks.py", "NETWORKS")
     init: str = _registered("initialisers.py", "INITIALISERS")
@@ -173,6 +185,7 @@ class Params:
     device: str = _choice("auto", "cpu", "cuda")
     networks: Mapping[str, Options] = field(metadata={"options_of": ("networks.py", "NETWORKS")})
     prepare: Prepare
+    initialize: Initialize
     baseline: Baseline
     condense: Condense
     evaluate: Evaluate
@@ -181,7 +194,7 @@ class Params:
     @property
     def loops(self) -> tuple[int, int]:
         """Image steps for each network, and epochs of training it after each."""
-        outer, inner = default_loops(self.ipc)
+        outer, inner = default_loops(mean_ipc(self.ipc))
         given = self.condense
         return given.outer or outer, inner if given.inner is None else given.inner
 
@@ -209,6 +222,10 @@ def load_params(path: Path) -> Params:
                     f"{section}.{name}: is missing; evaluate.networks lists '{name}', so it needs "
                     f"its settings there"
                 )
+    if isinstance(params.ipc, Mapping) and params.ipc_shares != "equal":
+        raise ValueError(
+            f"ipc_shares: got {params.ipc_shares} with a number for each class in ipc, takes equal"
+        )
     for name in {params.network, *params.evaluate.networks} - params.networks.keys():
         raise ValueError(f"networks.{name}: is missing; the network '{name}' is used")
     if len(set(params.evaluate.networks)) != len(params.evaluate.networks):
@@ -293,7 +310,8 @@ def _too_much(error: Exception) -> str:
 class _Loader(yaml.SafeLoader):
     """Reads 2e-05 as a number, as DVC does, which itself writes small numbers so.
 
-    A key that is given twice is a mistake: the first value would be lost without a word.
+    A key is a text as it is written: a class may be called 7, or no. One that is given twice is a
+    mistake: the first value would be lost without a word.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -310,6 +328,7 @@ class _Loader(yaml.SafeLoader):
                         None, None, f"the key '{key.value}' is given twice", key.start_mark
                     )
                 seen.add(key.value)
+                key.tag = "tag:yaml.org,2002:str"
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -400,6 +419,12 @@ def _section(cls: Any, values: Any, prefix: str) -> Any:
 def _value(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f"{key}.")
+    if "by_class" in metadata:
+        hint, limits = int, {"minimum": metadata["minimum"]}
+        if isinstance(value, dict) and value:
+            return {
+                name: _value(hint, item, f"{key}.{name}", limits) for name, item in value.items()
+            }
     if "options_of" in metadata:
         return _network_options(value, key, *metadata["options_of"])
     if get_origin(hint) is tuple:
@@ -448,6 +473,8 @@ def _describe(hint: Any, metadata: Mapping[str, Any]) -> str:
     if names:
         return " | ".join(str(name) for name in names) + auto
     text = _TYPE_NAMES[hint]
+    if metadata.get("by_class"):
+        auto = ", or one for each class by its name"
     if "minimum" in metadata:
         text += f" from {metadata['minimum']}"
     if "above" in metadata:

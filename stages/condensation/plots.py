@@ -71,7 +71,9 @@ def loss_curve(
         axes.set_axis_off()
     for axes in panels[: len(class_names)]:
         _loss_scale(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(2 if columns > 1 else 6, integer=True))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(2 if columns > 1 else 6, integer=True, steps=[1, 2, 5, 10])
+        )
     right.supxlabel("iteration", fontsize=10)
     return figure
 
@@ -93,10 +95,12 @@ def accuracy_curve(curves: Mapping[str, pd.DataFrame], by: str = "iteration") ->
         ceiling = curve["ceiling"].iloc[-1]
         axes.axhline(ceiling, color=colour, linestyle=":", linewidth=1.8)
         marker = MARKERS[index % len(MARKERS)]
-        # In grey, the ceiling's mark says whose it is.
+        # In grey, the ceiling's mark says whose it is; ceilings lie close together, so their marks
+        # stand at places of their own.
         axes.plot(
-            curve[by].iloc[-1:],
+            [0.9 - 0.1 * (index % len(MARKERS))],
             [ceiling],
+            transform=axes.get_yaxis_transform(),
             color=colour,
             marker=marker,
             markerfacecolor="white",

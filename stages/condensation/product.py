@@ -1,6 +1,6 @@
 """The synthetic set as something to hand on: pictures, and a card that says what it is.
 
-Shapes: C = classes, S = images per class, image = (ch, h, w).
+Shapes: N = number of images, image = (ch, h, w).
 """
 
 import io
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from condensation.artefacts import SyntheticSet
+from condensation.counts import counts_text
 from condensation.files import write_bytes
 from condensation.sources import Source
 
@@ -48,8 +49,6 @@ tensors are what to train on; the PNG files are to look at.
 
 `torchvision.datasets.ImageFolder("images")` reads the PNG files with the same labels.
 
-| label | class |
-|---|---|
 {classes}
 
 ## How it was made
@@ -70,7 +69,7 @@ def write_pictures(folder: Path, synthetic: SyntheticSet) -> None:
     """
     width = len(str(len(synthetic.class_names) - 1))
     for index, (name, images) in enumerate(
-        zip(synthetic.class_names, synthetic.pixels, strict=True)
+        zip(synthetic.class_names, synthetic.pixels_by_class, strict=True)
     ):
         letters = re.sub(r"\W+", "_", name)
         place = folder / f"{index:0{width}d}_{letters}"
@@ -95,7 +94,7 @@ def dataset_card(synthetic: SyntheticSet, source: Source, settings: Mapping[str,
         source: The real images that it was learned from.
         settings: What it was made with, name -> value.
     """
-    num_classes, ipc, channels, height, width = synthetic.images.shape
+    num_images, channels, height, width = synthetic.images.shape
     made = []
     for name, value in settings.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -104,17 +103,29 @@ def dataset_card(synthetic: SyntheticSet, source: Source, settings: Mapping[str,
         title=source.title,
         origin="; ".join(filter(None, [source.authors, source.address])),
         licence=source.licence,
-        num_images=num_classes * ipc,
-        ipc=ipc,
-        num_classes=num_classes,
+        num_images=num_images,
+        ipc=counts_text(synthetic.counts),
+        num_classes=len(synthetic.counts),
         channels=channels,
         height=height,
         width=width,
         mean=[round(value, 4) for value in synthetic.mean.tolist()],
         std=[round(value, 4) for value in synthetic.std.tolist()],
-        classes="\n".join(f"| {i} | {name} |" for i, name in enumerate(synthetic.class_names)),
+        classes=_classes(synthetic),
         settings="\n".join(made),
     )
+
+
+def _classes(synthetic: SyntheticSet) -> str:
+    # The table of the classes; with the number of images of each where the numbers differ.
+    rows = [["label", "class"], ["---", "---"]]
+    rows += [[str(index), name] for index, name in enumerate(synthetic.class_names)]
+    if len(set(synthetic.counts)) > 1:
+        last = ("images", "---", *map(str, synthetic.counts))
+        rows = [[*row, text] for row, text in zip(rows, last, strict=True)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines[1] = f"|{'|'.join(rows[1])}|"
+    return "\n".join(lines)
 
 
 def write_product(

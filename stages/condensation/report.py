@@ -79,8 +79,27 @@ def report_blocks(
         Paragraph("Of the stage that wrote this report; devices are in the table above."),
         Table(("what", "which"), _environment(), numbers=False),
         Heading("Settings"),
-        Table(("setting", "value"), flatten(settings), numbers=False),
+        Table(("setting", "value"), flatten(used(settings)), numbers=False),
     ]
+
+
+def used(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those of networks that are neither matched nor evaluated."""
+    evaluated = set(settings["evaluate"]["networks"])
+    others = settings["networks"].keys() - evaluated
+
+    def without(section: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+        return {
+            key: without(value, names) if key == "by_network" else value
+            for key, value in section.items()
+            if key not in names
+        }
+
+    return {
+        **settings,
+        "networks": without(settings["networks"], others - {settings["network"]}),
+        **{name: without(settings[name], others) for name in ("baseline", "evaluate")},
+    }
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -109,26 +128,45 @@ def _summary(settings: Mapping[str, Any]) -> str:
     images = settings["evaluate"]["images"]
     if not is_folder(images):
         return f"Networks trained on the synthetic images of `{images}`, which were made elsewhere."
+    steps = settings["condense"]["iterations"]
     return (
-        f"`{settings['dataset']}` condensed to {settings['ipc']} synthetic "
-        f"{'image' if settings['ipc'] == 1 else 'images'} for each class, by matching gradients "
-        f"{'and curvature ' if settings['order'] == 2 else ''}of `{settings['network']}` (order "
-        f"{settings['order']}) for {settings['condense']['iterations']} iterations, from "
+        f"`{settings['dataset']}` condensed to {_number_of_images(settings)}, by matching "
+        f"gradients {'and curvature ' if settings['order'] == 2 else ''}of "
+        f"`{settings['network']}` (order {settings['order']}) for {steps} iterations, from "
         f"`{settings['init']}`; seed {settings['seed']}."
     )
 
 
+def _number_of_images(settings: Mapping[str, Any]) -> str:
+    ipc = settings["ipc"]
+    if isinstance(ipc, Mapping):
+        return f"{sum(ipc.values())} synthetic images, of each class its own number"
+    images = "image" if ipc == 1 else "images"
+    if settings["ipc_shares"] == "proportional":
+        return f"{ipc} synthetic {images} per class on average, in proportion to the real ones"
+    return f"{ipc} synthetic {images} for each class"
+
+
 def _results(metrics: Mapping[str, Mapping[str, float | None]]) -> Table:
+    several = any((found.get("sets") or 1) > 1 for found in metrics.values())
     rows = [
         (
             f"`{network}`",
             spread_text(found["accuracy"], found["std"], found["n"]),
+            *(_of_sets(found) if several else ()),
             spread_text(found["ceiling"], found["ceiling_std"], found["ceiling_n"], 2),
             f"{found['retained']:.1f} %",
         )
         for network, found in metrics.items()
     ]
-    return Table(("network", "trained on the synthetic images", "ceiling", "retained"), rows)
+    of_sets = ("sets", "std between sets", "std within a set") if several else ()
+    first = ("network", "trained on the synthetic images")
+    return Table((*first, *of_sets, "ceiling", "retained"), rows)
+
+
+def _of_sets(found: Mapping[str, float | None]) -> tuple[str, ...]:
+    spreads = (found.get("std_between_sets"), found.get("std_within_sets"))
+    return f"{found['sets']}", *("" if std is None else f"{std:.2f}" for std in spreads)
 
 
 def _course(curves: Mapping[str, pd.DataFrame]) -> Table:
