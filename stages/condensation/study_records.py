@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from condensation.artefacts import read_synthetic_set, set_path
@@ -138,7 +139,8 @@ def images_of(run: Run) -> np.ndarray:
     half = min(kept, key=lambda iteration: abs(iteration - kept[-1] / 2))
     shown = []
     for iteration in (0, half, kept[-1]):
-        pixels = read_synthetic_set(set_path(condensed, 0, iteration)).pixels[:, 0]
+        by_class = read_synthetic_set(set_path(condensed, 0, iteration)).pixels_by_class
+        pixels = torch.stack([of_class[0] for of_class in by_class])
         shown.append((pixels * 255).round().byte().numpy())
     return np.stack(shown)
 
