@@ -25,6 +25,7 @@ from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
 from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
+from condensation.network_sizes import require_networks
 from condensation.networks import (
     Network,
     Theta,
@@ -65,6 +66,7 @@ def main() -> None:
     identity = fingerprint(determinants(params, name, device), inputs)
     with Checkpoints(f"evaluate {name}", identity) as checkpoints, together():
         real = load_scoring(Path("data/prepared"), params.split)
+        require_networks(params, real.image_shape, real.num_classes)
         sets = load_sets(params, name, real)
         tasks = list_tasks(params, name, sets)
         start = time.perf_counter()

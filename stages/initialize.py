@@ -9,6 +9,7 @@ from condensation.datasets import Dataset, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.features import Features, embedding, pixels
 from condensation.initialisers import INITIALISERS
+from condensation.network_sizes import require_networks
 from condensation.networks import build_network
 from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
@@ -22,6 +23,7 @@ def main() -> None:
     """
     params = load_params(Path("params.yaml"))
     dataset = load_training(Path("data/prepared"), params.split)
+    require_networks(params, dataset.image_shape, dataset.num_classes)
     counts = class_counts(params.ipc, params.ipc_shares, dataset.class_names, dataset.class_sizes)
     number = counts_text(counts)
     print(f"initialize: {params.init}, {number} images a class; a few seconds", flush=True)

@@ -8,6 +8,7 @@ Shapes: K = networks that are trained side by side, B = images in a step, image 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,19 @@ from condensation.augmentation import Draw, apply_augmentation, joined
 
 AHEAD = 512
 """Images that are augmented at once, at least: 1.6 MB of 28 x 28."""
+
+
+class Images(Protocol):
+    """Normalised images (N, ch, h, w) to choose from: a tensor, or what makes them when asked."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, ch, h, w)."""
+        ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """Return the chosen images: (..., ch, h, w) for an index (...)."""
+        ...
 
 
 class Batches:
@@ -30,7 +44,7 @@ class Batches:
 
     def __init__(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Images],
         labels: Sequence[Tensor],
         generators: Sequence[torch.Generator],
         *,

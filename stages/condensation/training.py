@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condensation.augmentation import Draw
-from condensation.batches import Batches
+from condensation.batches import Batches, Images
 from condensation.checkpoints import Checkpoint
 from condensation.networks import Network, Theta
 from condensation.stacked import Gradient, one_gradient
@@ -74,7 +74,7 @@ class Settings(TypedDict):
 def train(
     theta: Theta,
     network: Network,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     *,
     generator: torch.Generator,
@@ -97,7 +97,7 @@ def train(
 def train_together(
     thetas: Sequence[Theta],
     gradient: Gradient,
-    images: Sequence[Tensor],
+    images: Sequence[Images],
     labels: Sequence[Tensor],
     generators: Sequence[torch.Generator],
     **settings: Unpack[Settings],
