@@ -9,6 +9,7 @@ import torch
 
 from condensation.allocator import keep_freed_memory
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
@@ -45,6 +46,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
     return {
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "seed": shared.seed,
         "batch_size": shared.batch_size,
@@ -69,6 +71,8 @@ def baseline(
     scored, scored_labels = scoring.normalise(scoring.images).to(device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
+    seen = own.num_networks * own.epochs * len(labels)
+    print(f"baseline {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = (
         f"baseline {name}: {own.num_networks} networks, {own.epochs} epochs of {len(labels)} images"
     )

@@ -28,6 +28,7 @@ from condensation.artefacts import (
 )
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoints, shown
+from condensation.compilation import choose_kernels
 from condensation.condensation_progress import Condensation
 from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
@@ -91,6 +92,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "order": params.order,
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[params.network],
         "condense": params.condense,
         "augmentation": augmentation_name(params),
@@ -138,6 +140,10 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     outer, inner = params.loops
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
+
+    per_step = params.sets * dataset.num_classes * settings.real_per_class
+    num_images = settings.iterations * outer * per_step
+    say(choose_kernels(params.compile, network, device, num_images))
 
     checkpoint = checkpoints.piece("images")
     state = checkpoint.load()

@@ -17,6 +17,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.artefacts import set_path
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.confusion import class_accuracy, confusion_matrix, overall_accuracy
 from condensation.datasets import Dataset, load_scoring
 from condensation.devices import choose_device, describe_device
@@ -92,6 +93,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
         "sets": params.sets,
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "iterations": params.condense.iterations,
         "snapshots": params.condense.snapshots,
@@ -168,6 +170,8 @@ def score(
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     lengths = [len(sets[task.iteration][task.set]) for task in tasks]
     steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)
+    seen = protocol.epochs * sum(lengths)
+    print(f"evaluate {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = f"evaluate {name}: {len(tasks)} networks of {protocol.epochs} epochs"
     bar = Progress(what, steps, "step", describe_device(device))
 
