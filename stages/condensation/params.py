@@ -88,6 +88,7 @@ class BaselineNetwork:
     num_networks: int = _at_least(1)
     epochs: int = _at_least(1)
     learning_rate: float = _above(0)
+    augmentation: str = _registered("augmentation.py", "AUGMENTATIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class Curvature:
 class Condense:
     """Settings of the stage `condense`."""
 
+    processes: int = field(repr=False, metadata=_at_least(1).metadata)  # no image depends on it
     iterations: int = _at_least(1)
     outer: int | None = _or_auto(_at_least(1))
     inner: int | None = _or_auto(_at_least(0))
