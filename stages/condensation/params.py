@@ -88,6 +88,7 @@ class BaselineNetwork:
     num_networks: int = _at_least(1)
     epochs: int = _at_least(1)
     learning_rate: float = _above(0)
+    augmentation: str = _registered("augmentation.py", "AUGMENTATIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
