@@ -6,6 +6,7 @@ from condensation.artefacts import SyntheticSet, set_path, write_synthetic_set
 from condensation.counts import class_counts, counts_text
 from condensation.datasets import load_training
 from condensation.features import pixels
+from condensation.files import together
 from condensation.initialisers import INITIALISERS
 from condensation.params import load_params, run_stage
 from condensation.randomness import generator
@@ -22,18 +23,19 @@ def main() -> None:
     counts = class_counts(params.ipc, params.ipc_shares, dataset.class_names, dataset.class_sizes)
     number = counts_text(counts)
     print(f"initialize: {params.init}, {number} images a class; CPU; a few seconds", flush=True)
-    for index in range(params.sets):
-        seed = params.seed + index
-        stream = generator(seed, "initialize", params.init)
-        try:
-            images = INITIALISERS[params.init](dataset, counts, stream, pixels)
-        except ValueError as error:
-            raise ValueError(f"ipc: got {number}, with init {params.init}: {error}") from None
-        metadata = {"init": params.init, "seed": str(seed), "split": params.split}
-        synthetic = SyntheticSet(
-            images, counts, dataset.mean, dataset.std, dataset.class_names, metadata
-        )
-        write_synthetic_set(set_path(Path("data/initial"), index), synthetic)
+    with together():
+        for index in range(params.sets):
+            seed = params.seed + index
+            stream = generator(seed, "initialize", params.init)
+            try:
+                images = INITIALISERS[params.init](dataset, counts, stream, pixels)
+            except ValueError as error:
+                raise ValueError(f"ipc: got {number}, with init {params.init}: {error}") from None
+            metadata = {"init": params.init, "seed": str(seed), "split": params.split}
+            synthetic = SyntheticSet(
+                images, counts, dataset.mean, dataset.std, dataset.class_names, metadata
+            )
+            write_synthetic_set(set_path(Path("data/initial"), index), synthetic)
     print(
         f"initialize: {sum(counts)} images of {dataset.num_classes} classes"
         + (f" in each of {params.sets} sets" if params.sets > 1 else "")
