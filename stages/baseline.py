@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from condensation.allocator import keep_freed_memory
+from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device, describe_device
@@ -92,6 +93,7 @@ def baseline(
             weight_decay=shared.weight_decay,
             generator=generator(*stream, "training"),
             schedule=warm_up_and_decay,
+            augmentation=AUGMENTATIONS[own.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
         )

@@ -366,6 +366,7 @@ OTHER_VALUES: dict[str, Any] = {
     "networks.convnet.pooling": "max",
     "ipc_shares": "proportional",
     "networks.resnet18.downsampling": "avg",
+    **{f"baseline.{name}.augmentation": "shift" for name in SETTINGS["networks"]},
 }
 """Of settings that are no numbers; others are halved, or one is added to them."""
 
@@ -397,6 +398,8 @@ def test_the_name_depends_on_each_setting_of_the_stage_and_on_no_other(
         )
         after = identity(stage, load_params(folder / "params.yaml"))
         matters = any(key == name or key.startswith(f"{name}.") for name in declared)
+        if key == "condense.processes":  # as many as one likes go on with the work of others
+            matters = False
         assert (after != before) == matters, key
         checked += 1
     assert checked > 40

@@ -67,7 +67,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "evaluate.augmentation",
         "flip",
-        "takes none | crop_scale_rotate | dsa | dsa_without_flip",
+        "takes none | shift | crop_scale_rotate | dsa | dsa_without_flip",
     ),
     ("evaluate.protocol", "idc", "evaluate.protocol: got 'idc', takes dc | dsa"),
     ("evaluate.protocol", "auto", "evaluate.protocol: got 'auto', takes dc | dsa"),

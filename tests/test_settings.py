@@ -62,6 +62,9 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "baseline.mlp.num_networks": SMALL_NUMBERS,
     "baseline.mlp.epochs": SMALL_NUMBERS,
     "baseline.mlp.learning_rate": RATES,
+    "baseline.mlp.augmentation": st.sampled_from(
+        params.registry_names("augmentation.py", "AUGMENTATIONS")
+    ),
     "condense.iterations": SMALL_NUMBERS,
     "condense.outer": SMALL_NUMBERS,
     "condense.inner": st.sampled_from([0, 1, "auto"]),

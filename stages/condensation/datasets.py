@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from condensation.files import together, write_array, write_json
-from condensation.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -91,26 +90,6 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     _require(name, len(images), num_images)
     chosen = torch.randperm(len(images), generator=stream)[:num_images]
     return images[chosen.to(images.device)]
-
-
-def sample_by_class(
-    by_class: Sequence[Tensor], num_per_class: int, seed: int, *stream: str | int
-) -> list[Tensor]:
-    """Draw images of every class, without repeats: (R, ch, h, w) uint8 for each.
-
-    Each class has a stream of its own, `(seed, *stream, class index)`, so that classes can be
-    drawn apart.
-
-    Args:
-        by_class: All images of each class, (n, ch, h, w).
-        num_per_class: How many to draw of each; of a class that has fewer, all of them.
-        seed: The seed of the run.
-        *stream: The name of the draw.
-    """
-    return [
-        sample_class(images, min(num_per_class, len(images)), "", generator(seed, *stream, c))
-        for c, images in enumerate(by_class)
-    ]
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:
