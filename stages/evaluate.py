@@ -5,7 +5,6 @@ images that are scored.
 """
 
 import itertools
-import json
 import statistics
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
 from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
+from condensation.metrics import read_metrics
 from condensation.networks import (
     Network,
     Theta,
@@ -60,6 +60,8 @@ def main() -> None:
     device = choose_device(params.device)
     results = Path(f"results/evaluate/{name}")
     check_writable(results / "metrics.json")
+    ceilings = Path(f"results/baseline/{name}/metrics.json")
+    ceiling = read_metrics(ceilings, name, ("ceiling",))["ceiling"]
     protocol_name, protocol = chosen_protocol(params)
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
     inputs = [Path("data/prepared"), Path(params.evaluate.images)]
@@ -71,7 +73,7 @@ def main() -> None:
         start = time.perf_counter()
         confusions = score(params, protocol, name, tasks, sets, real, device, checkpoints)
         seconds = time.perf_counter() - start
-        write_results(results, name, protocol_name, tasks, confusions, real.class_names)
+        write_results(results, name, protocol_name, tasks, confusions, real.class_names, ceiling)
         write_csv(
             results / "timing.csv",
             ["network", "networks", "seconds", "device"],
@@ -271,9 +273,9 @@ def write_results(
     tasks: list[Task],
     confusions: list[Tensor],
     class_names: tuple[str, ...],
+    ceiling: float,
 ) -> None:
     """Write every network's accuracy, the curve, the classes and the metrics."""
-    ceiling = json.loads(Path(f"results/baseline/{name}/metrics.json").read_text())[name]["ceiling"]
     scores = [overall_accuracy(confusion) for confusion in confusions]
     by_iteration: dict[int, list[float]] = {}
     for task, value in zip(tasks, scores, strict=True):
