@@ -10,6 +10,7 @@ import torch
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
@@ -47,6 +48,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
     return {
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "seed": shared.seed,
         "batch_size": shared.batch_size,
@@ -72,6 +74,8 @@ def baseline(
     scored, scored_labels = scoring.normalise(scoring.images).to(device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
+    seen = own.num_networks * own.epochs * len(labels)
+    print(f"baseline {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = (
         f"baseline {name}: {own.num_networks} networks, {own.epochs} epochs of {len(labels)} images"
     )

@@ -5,7 +5,6 @@ images that are scored.
 """
 
 import itertools
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.artefacts import set_path
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.confusion import class_accuracy, confusion_matrix, overall_accuracy
 from condensation.datasets import Dataset, load_scoring
 from condensation.devices import choose_device, describe_device
@@ -25,6 +25,7 @@ from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
 from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
+from condensation.metrics import read_metrics
 from condensation.network_sizes import require_networks
 from condensation.networks import (
     Network,
@@ -60,6 +61,8 @@ def main() -> None:
     device = choose_device(params.device)
     results = Path(f"results/evaluate/{name}")
     check_writable(results / "metrics.json")
+    ceilings = Path(f"results/baseline/{name}/metrics.json")
+    ceiling = read_metrics(ceilings, name, ("ceiling",))["ceiling"]
     protocol_name, protocol = chosen_protocol(params)
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
     inputs = [Path("data/prepared"), Path(params.evaluate.images)]
@@ -72,7 +75,7 @@ def main() -> None:
         start = time.perf_counter()
         confusions = score(params, protocol, name, tasks, sets, real, device, checkpoints)
         seconds = time.perf_counter() - start
-        write_results(results, name, protocol_name, tasks, confusions, real.class_names)
+        write_results(results, name, protocol_name, tasks, confusions, real.class_names, ceiling)
         write_csv(
             results / "timing.csv",
             ["network", "networks", "seconds", "device"],
@@ -102,6 +105,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
         "sets": params.sets,
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "iterations": params.condense.iterations,
         "snapshots": params.condense.snapshots,
@@ -178,6 +182,8 @@ def score(
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     lengths = [len(sets[task.iteration][task.set]) for task in tasks]
     steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)
+    seen = protocol.epochs * sum(lengths)
+    print(f"evaluate {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = f"evaluate {name}: {len(tasks)} networks of {protocol.epochs} epochs"
     bar = Progress(what, steps, "step", describe_device(device))
     groups, gradient = side_by_side(tasks, lengths, protocol, network, real.image_shape, device)
@@ -269,9 +275,9 @@ def write_results(
     tasks: list[Task],
     confusions: list[Tensor],
     class_names: tuple[str, ...],
+    ceiling: float,
 ) -> None:
     """Write every network's accuracy, the curve, the classes and the metrics."""
-    ceiling = json.loads(Path(f"results/baseline/{name}/metrics.json").read_text())[name]["ceiling"]
     scores = [overall_accuracy(confusion) for confusion in confusions]
     by_iteration: dict[int, list[float]] = {}
     for task, value in zip(tasks, scores, strict=True):

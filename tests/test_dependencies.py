@@ -102,8 +102,13 @@ EXPANDED = expanded_stages()
 
 @pytest.mark.parametrize("stage", [pytest.param(stage, id=stage.name) for stage in EXPANDED])
 def test_a_stage_depends_on_the_modules_it_imports(stage: Stage) -> None:
-    """Directly and through others; an empty `__init__.py` cannot change a result."""
-    needed = {relative(file) for file in closure(stage.script) if file.read_text().strip()}
+    """Directly and through others; an empty `__init__.py` cannot change a result.
+
+    A module has the source that it compiles beside it.
+    """
+    modules = closure(stage.script)
+    modules |= {file.with_suffix(".cpp") for file in modules if file.with_suffix(".cpp").is_file()}
+    needed = {relative(file) for file in modules if file.read_text().strip()}
     assert stage.modules == needed
 
 

@@ -35,6 +35,8 @@ TABLES = {
 }
 """A table of a cell -> the stages' file that it is."""
 
+AT_EDGE = "at the edge"
+
 OF_TRIALS = ("accuracy", "std", "n", "seconds", "chosen")
 """The columns of a tuning table after those of what is tuned."""
 
@@ -86,7 +88,7 @@ def tuning_score(run: Run) -> Score:
 def write_tuning(path: Path, found: Search) -> None:
     """Write every point that was tried; `chosen` says `yes`, or which keys are at an edge."""
     keys = list(found.chosen)
-    said = "yes" if not found.at_edge else f"at the edge: {' '.join(found.at_edge)}"
+    said = "yes" if not found.at_edge else f"{AT_EDGE}: {' '.join(found.at_edge)}"
     rows = [
         (
             *(trial.values[key] for key in keys),
@@ -118,6 +120,11 @@ def read_chosen(path: Path) -> dict[str, float]:
         for key, value in row.items()
         if key not in OF_TRIALS
     }
+
+
+def is_at_edge(path: Path) -> bool:
+    """Return whether a tuning chose a value beyond which it had not tried."""
+    return path.exists() and AT_EDGE in path.read_text()
 
 
 def write_cell(folder: Path, run: Run, record: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,7 @@ def run_script(folder: Path, stage: str) -> None:
         sys.argv = argv
 
 
+@cache
 def code_digest() -> str:
     """Return 16 hexadecimal digits that differ when the code of the stages does.
 

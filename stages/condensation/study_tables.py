@@ -7,7 +7,7 @@ import pandas as pd
 
 from condensation.documents import Block, Heading, Paragraph, Table
 from condensation.study_comparison import Cells
-from condensation.study_records import describe
+from condensation.study_records import describe, is_at_edge
 from condensation.study_settings import Study
 
 
@@ -75,6 +75,9 @@ def _measured_text(study: Study, cells: Cells) -> str:
     )
     if missing:
         text += f" Not measured: {', '.join(missing)}."
+    edges = [key for key in cells if is_at_edge(study.folder / f"tuning/{key}.csv")]
+    if edges:
+        text += f" Chosen at the edge of what was tried: {', '.join(edges)}."
     changed = [key for key, cell in cells.items() if cell.record["modified"]]
     if changed:
         text += f" With changes beside the commit: {', '.join(changed)}."
@@ -103,8 +106,11 @@ def _accuracy_table(study: Study, cells: Cells, rows: pd.DataFrame) -> Table:
                 f"{last['seconds']:.1f}",
             ]
         )
+        if study.published:
+            published = study.published.get(str(last["label"]), {}).get(str(last["network"]))
+            body[-1].append("{} ± {}".format(*published) if published else "")
     header = ["arm", "tuned", *map(str, iterations), "std", "networks (sets)", "seconds"]
-    return Table(header, body)
+    return Table(header + ["published"] * bool(study.published), body)
 
 
 def _difference_table(rows: pd.DataFrame) -> Table:
