@@ -28,10 +28,11 @@ from condensation.artefacts import (
 )
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoints, shown
+from condensation.class_batches import ClassBatches
 from condensation.condensation_progress import Condensation
 from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
-from condensation.datasets import load_training, sample_by_class
+from condensation.datasets import load_training
 from condensation.devices import choose_device, describe_device
 from condensation.distances import DISTANCES
 from condensation.files import check_writable, together, write_at_once, write_csv, write_json
@@ -51,6 +52,7 @@ from condensation.product import write_product
 from condensation.progress import Progress
 from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
+from condensation.real_images import RealImages
 from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
@@ -119,7 +121,6 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     settings = params.condense
     dataset = load_training(Path("data/prepared"), params.split)
     names = dataset.class_names
-    by_class = [dataset.class_images(c) for c in range(dataset.num_classes)]
     network = build_network(
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
@@ -135,6 +136,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     match = make_match(params, counts)
     augmentation = AUGMENTATIONS[augmentation_name(params)]
     size = (dataset.image_shape[1], dataset.image_shape[2])
+    members, real_images = dataset.members(), RealImages(dataset, device)
+    batches = ClassBatches(real_images, members, seeds, settings.real_per_class)
+    batch_norm_images = ClassBatches(real_images, members, seeds, BATCH_NORM_IMAGES)
     outer, inner = params.loops
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
@@ -165,15 +169,6 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             total=total,
             seconds=time.perf_counter() - start,
         ).state()
-
-    def draw(num_per_class: int, *stream: str | int) -> list[list[Tensor]]:
-        # real images of each set and class, normalised: (R, ch, h, w)
-        batches = []
-        for seed in seeds:
-            drawn = sample_by_class(by_class, num_per_class, seed, *stream)
-            normalised = dataset.normalise(torch.cat(drawn).to(device))
-            batches.append([*normalised.split([len(images) for images in drawn])])
-        return batches
 
     def draw_siamese(steps_done: int) -> Siamese:
         # one draw for all real and synthetic images of each set and class
@@ -219,12 +214,15 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(
                 steps_done / (settings.iterations * outer)
             )
-            real = draw(settings.real_per_class, "real", iteration, image_step)
+            following = None
+            if steps_done + 1 < settings.iterations * outer:
+                following = ("real", (steps_done + 1) // outer + 1, (steps_done + 1) % outer)
+            real = batches.draw("real", iteration, image_step, following=following)
             networks = [network] * params.sets
             if network.batch_norms:
-                seen = draw(BATCH_NORM_IMAGES, "batch norm", iteration, image_step)
+                seen = batch_norm_images.draw("batch norm", iteration, image_step)
                 networks = [
-                    freeze_statistics(network, theta, torch.cat(seen[k]))
+                    freeze_statistics(network, theta, torch.cat([*seen[k]]))
                     for k, theta in enumerate(thetas)
                 ]
             siamese = draw_siamese(steps_done)

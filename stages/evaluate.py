@@ -29,6 +29,7 @@ from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
+from condensation.real_images import RealImages
 from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
 from condensation.training import predict, tenth_after_half, train
@@ -164,7 +165,7 @@ def score(
     Raises:
         ValueError: A training diverges.
     """
-    real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
+    real_images, real_labels = RealImages(real, device), real.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     lengths = [len(sets[task.iteration][task.set]) for task in tasks]
     steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from condensation.averages import cluster_centers, nearest_images
-from condensation.coresets import Coreset, cover, herd
+from condensation.coresets import cover, herd
 from condensation.datasets import Dataset
 from condensation.features import pixels as pixel_features
 from condensation.initialisers import INITIALISERS
@@ -212,27 +212,13 @@ def test_herding_keeps_the_mean_of_the_chosen_near_the_mean() -> None:
     3: (6 + 10) / 3 = 5.33 and (6 + 0) / 3 = 2: takes 10. 4: what is left.
     """
     features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
-    assert herd(features, torch.zeros(4, dtype=torch.int64), [4]).tolist() == [2, 1, 3, 0]
+    assert herd(features, 4).tolist() == [2, 1, 3, 0]
 
 
 def test_kcenter_goes_to_the_farthest() -> None:
     """Positions 0, 1, 5, 10: begins at 5, nearest the mean; 0 and 10 are as far, then 1."""
     features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
-    assert cover(features, torch.zeros(4, dtype=torch.int64), [4]).tolist() == [2, 0, 3, 1]
-
-
-@pytest.mark.parametrize("choose", [herd, cover])
-def test_classes_are_chosen_from_apart(choose: Coreset) -> None:
-    """All classes together, in any order of the images, give what each gives alone."""
-    features = torch.randn(30, 4, generator=generator(0, "features"))
-    labels = torch.randint(0, 3, (30,), generator=generator(0, "labels"))
-    sizes = labels.bincount().tolist()
-    counts = [5, 2, sizes[2]]
-    together = choose(features, labels, counts).split(counts)
-    for index in range(3):
-        places = (labels == index).nonzero().flatten()
-        alone = choose(features[places], torch.zeros_like(places), [counts[index]])
-        assert torch.equal(together[index], places[alone])
+    assert cover(features, 4).tolist() == [2, 0, 3, 1]
 
 
 def test_herding_is_the_rule_as_it_is_written() -> None:
@@ -245,7 +231,7 @@ def test_herding_is_the_rule_as_it_is_written() -> None:
             if i not in chosen
         }
         chosen.append(min(gaps, key=gaps.__getitem__))
-    assert herd(features, torch.zeros(12, dtype=torch.int64), [6]).tolist() == chosen
+    assert herd(features, 6).tolist() == chosen
 
 
 # Sharpening

@@ -53,8 +53,12 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
-        pixels = images.float() / 255
-        return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        mean, std = (each.to(images.device).view(-1, 1, 1) for each in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+    def members(self) -> list[Tensor]:
+        """Return the places of the images of each class, in the order of the dataset: (n,) each."""
+        return [(self.labels == c).nonzero().flatten() for c in range(self.num_classes)]
 
     def class_images(self, class_index: int) -> Tensor:
         """Return all images of one class: (n, ch, h, w) uint8, in the order of the dataset."""
@@ -93,23 +97,23 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     return images[chosen.to(images.device)]
 
 
-def sample_by_class(
-    by_class: Sequence[Tensor], num_per_class: int, seed: int, *stream: str | int
+def sample_members(
+    members: Sequence[Tensor], num_per_class: int, seed: int, *stream: str | int
 ) -> list[Tensor]:
-    """Draw images of every class, without repeats: (R, ch, h, w) uint8 for each.
+    """Draw images of every class, without repeats: the places (R,) of those of each.
 
     Each class has a stream of its own, `(seed, *stream, class index)`, so that classes can be
     drawn apart.
 
     Args:
-        by_class: All images of each class, (n, ch, h, w).
+        members: Of each class, the places of its images (n,).
         num_per_class: How many to draw of each; of a class that has fewer, all of them.
         seed: The seed of the run.
         *stream: The name of the draw.
     """
     return [
-        sample_class(images, min(num_per_class, len(images)), "", generator(seed, *stream, c))
-        for c, images in enumerate(by_class)
+        sample_class(places, min(num_per_class, len(places)), "", generator(seed, *stream, c))
+        for c, places in enumerate(members)
     ]
 
 
@@ -163,7 +167,9 @@ def load_scoring(folder: Path, split: str) -> Dataset:
 
 
 def _load(folder: Path, part: str) -> Dataset:
-    images, labels = (_array(folder / f"{part}_{name}.npy") for name in ("images", "labels"))
+    # Mapped: a page of the file is read when one of its images is used, and can be given up again.
+    images = _array(folder / f"{part}_images.npy", mapped=True)
+    labels = _array(folder / f"{part}_labels.npy")
     path = folder / "statistics.json"
     try:
         statistics = json.loads(path.read_text())
@@ -176,9 +182,10 @@ def _load(folder: Path, part: str) -> Dataset:
     return Dataset(images, labels, mean, std, class_names)
 
 
-def _array(path: Path) -> Tensor:
+def _array(path: Path, mapped: bool = False) -> Tensor:
+    # A mapped array is private: what is written to it, if anything, does not reach the file.
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        return torch.from_numpy(np.load(path, "c" if mapped else None, allow_pickle=False))
     except (OSError, EOFError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}); run prepare again") from None

@@ -1,19 +1,18 @@
 """What images are compared by: a vector of features for each.
 
-Shapes: N = number of images, F = features of an image.
+Shapes: n = number of images, F = features of an image, image = (ch, h, w).
 """
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from condensation.datasets import Dataset
 
-Features = Callable[[Dataset, torch.Generator], Tensor]
-"""`(dataset, generator)` -> (N, F) float32, on the CPU."""
+Features = Callable[[Dataset, Tensor], Tensor]
+"""`(dataset, images (n, ch, h, w) uint8)` -> (n, F) float32."""
 
 
-def pixels(dataset: Dataset, generator: torch.Generator) -> Tensor:
+def pixels(dataset: Dataset, images: Tensor) -> Tensor:
     """The normalised pixels themselves."""
-    return dataset.normalise(dataset.images).flatten(1)
+    return dataset.normalise(images).flatten(1)

@@ -91,14 +91,14 @@ def herding(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """Real images whose features have a mean near the class's; see `herd`."""
-    return _coreset(herd, dataset, counts, generator, features)
+    return _coreset(herd, dataset, counts, features)
 
 
 def kcenter(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """Real images with no image of the class far from all of them, by features; see `cover`."""
-    return _coreset(cover, dataset, counts, generator, features)
+    return _coreset(cover, dataset, counts, features)
 
 
 def sharpened_mean(
@@ -121,17 +121,14 @@ def _constant(dataset: Dataset, counts: Counts, pixel: float) -> Tensor:
     return dataset.normalise(torch.full(shape, float(pixel)))
 
 
-def _coreset(
-    choose: Coreset,
-    dataset: Dataset,
-    counts: Counts,
-    generator: torch.Generator,
-    features: Features,
-) -> Tensor:
+def _coreset(choose: Coreset, dataset: Dataset, counts: Counts, features: Features) -> Tensor:
+    # Class by class: the features of all images together may take more memory than there is.
     require_images(dataset, counts)
-    of_images = features(dataset, generator)
-    chosen = choose(of_images, dataset.labels, counts)
-    return dataset.normalise(dataset.images[chosen])
+    chosen = []
+    for index, count in enumerate(counts):
+        images = dataset.class_images(index)
+        chosen.append(images[choose(features(dataset, images), count)])
+    return dataset.normalise(torch.cat(chosen))
 
 
 def _sharpened(dataset: Dataset, images: Sequence[Tensor]) -> Tensor:

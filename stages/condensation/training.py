@@ -13,6 +13,7 @@ from condensation.augmentation import Draw, apply_augmentation
 from condensation.checkpoints import Checkpoint
 from condensation.derivatives import classification_loss
 from condensation.networks import Network, Theta
+from condensation.real_images import RealImages
 from condensation.states import State, momentum_of, put_momentum
 
 Schedule = Callable[[float], float]
@@ -45,7 +46,7 @@ def linear_decay(progress: float) -> float:
 def train(
     theta: Theta,
     network: Network,
-    images: Tensor,
+    images: Tensor | RealImages,
     labels: Tensor,
     *,
     epochs: int,
@@ -137,13 +138,13 @@ def _restore(
 
 
 @torch.no_grad()
-def predict(theta: Theta, network: Network, images: Tensor) -> Tensor:
+def predict(theta: Theta, network: Network, images: Tensor | RealImages) -> Tensor:
     """Return the class (N,) that the network gives each of the images (N, ch, h, w)."""
     block = ACCURACY_BLOCK.get(images.device.type, 1000)
     return torch.cat([network.first_order(theta, part).argmax(1) for part in images.split(block)])
 
 
-def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> float:
+def accuracy(theta: Theta, network: Network, images: Tensor | RealImages, labels: Tensor) -> float:
     """Return the percentage of images (N, ch, h, w) that the network gives their label (N,)."""
     return 100 * (predict(theta, network, images) == labels).sum().item() / len(labels)
 
