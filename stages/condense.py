@@ -8,7 +8,7 @@ of a class, image = (ch, h, w).
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,41 +18,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
-from condensation.artefacts import (
-    SyntheticSet,
-    check_fit,
-    encode_synthetic_set,
-    read_synthetic_set,
-    set_path,
-    write_synthetic_set,
-)
 from condensation.augmentation import AUGMENTATIONS
-from condensation.checkpoints import Checkpoints, shown
-from condensation.class_batches import ClassBatches
+from condensation.blocks import Block, assemble
+from condensation.checkpoints import Checkpoints
 from condensation.condensation_progress import Condensation
+from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
 from condensation.datasets import load_training
 from condensation.devices import choose_device, describe_device
 from condensation.distances import DISTANCES
-from condensation.files import check_writable, together, write_at_once, write_csv, write_json
+from condensation.draws import Draws
+from condensation.files import check_writable, together, write_json
 from condensation.fingerprints import fingerprint
-from condensation.health import Watch, not_finite
-from condensation.matching import (
-    Curvature,
-    Matched,
-    RealBatches,
-    Siamese,
-    draw_probes,
-    make_matching_step,
-)
-from condensation.networks import Network, Theta, build_network, freeze_statistics, init_theta
+from condensation.health import Watch, not_finite, without_gradient
+from condensation.matching import Curvature, Matched, make_matching_step
+from condensation.networks import Network, Theta, build_network
 from condensation.params import Params, load_params, run_stage
-from condensation.product import write_product
 from condensation.progress import Progress
 from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
-from condensation.real_images import RealImages
+from condensation.ranks import Ranks, joined, launch, started_by_torchrun
 from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
@@ -60,8 +46,6 @@ from condensation.workers import parallel_map
 
 OUTPUT = Path("data/condensed")
 RESULTS = Path("results/condense")
-BATCH_NORM_IMAGES = 16
-"""Real images of each class whose statistics batch norms are frozen at; the published number."""
 
 
 def augmentation_name(params: Params) -> str:
@@ -94,25 +78,32 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "split": params.split,
         "device": describe_device(device),
         "options": params.networks[params.network],
-        "condense": params.condense,
+        "condense": dataclasses.replace(params.condense, processes=1),
         "augmentation": augmentation_name(params),
     }
 
 
 def main() -> None:
-    """Run the stage."""
+    """Run the stage, in several processes if the settings say so."""
     params = load_params(Path("params.yaml"))
     keep_freed_memory()
     set_determinism()
     device = choose_device(params.device)
     check_writable(OUTPUT / "synthetic.safetensors", RESULTS / "loss.csv")
+    if params.condense.processes > 1 and not started_by_torchrun():
+        launch(Path(__file__), params.condense.processes, device)
+        return
     inputs = [Path("data/prepared"), Path("data/initial")]
     name = fingerprint(determinants(params, device), inputs)
-    with Checkpoints("condense", name) as checkpoints, together():
-        condense(params, device, checkpoints)
+    with (
+        joined(device) as ranks,
+        Checkpoints("condense", name, ranks.agree, ranks.first) as checkpoints,
+        together(),
+    ):
+        condense(params, device, checkpoints, ranks)
 
 
-def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> None:
+def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ranks: Ranks) -> None:
     """Learn the images and write them.
 
     Raises:
@@ -124,27 +115,19 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     network = build_network(
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
-    seeds = range(params.seed, params.seed + params.sets)
-    initial = []
-    for k in range(params.sets):
-        path = set_path(Path("data/initial"), k)
-        initial.append(read_synthetic_set(path))
-        check_fit(path, initial[k], dataset.image_shape, names)
-        if initial[k].counts != initial[0].counts:
-            raise ValueError(f"{path}: has other numbers of images per class than the first set")
+    initial = read_initial(Path("data/initial"), params.sets, dataset.image_shape, names)
     counts, labels = initial[0].counts, initial[0].labels.to(device)
-    match = make_match(params, counts)
     augmentation = AUGMENTATIONS[augmentation_name(params)]
-    size = (dataset.image_shape[1], dataset.image_shape[2])
-    members, real_images = dataset.members(), RealImages(dataset, device)
-    batches = ClassBatches(real_images, members, seeds, settings.real_per_class)
-    batch_norm_images = ClassBatches(real_images, members, seeds, BATCH_NORM_IMAGES)
+    seeds = range(params.seed, params.seed + params.sets)
+    draws = Draws(dataset, seeds, augmentation, device)
+    blocks = ranks.blocks(params.sets, dataset.num_classes)
+    match = make_match(params, network, counts, draws, blocks)
     outer, inner = params.loops
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
     checkpoint = checkpoints.piece("images")
-    state = checkpoint.load()
+    state = ranks.share(checkpoint.load())
     done = (
         Condensation.of(state, device)
         if state is not None
@@ -160,9 +143,14 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
     put_momentum(done.momentum, optimiser, {"images": images})
 
     def progress(iteration: int, image_step: int, thetas: list[Theta], total: Tensor) -> State:
+        momentum = momentum_of(optimiser, {"images": images})
+        for value in momentum.values():
+            ranks.gather(value, counts)
+        ranks.gather(total, [1] * len(counts))
+        ranks.gather_thetas(thetas, len(counts))
         return dataclasses.replace(
             done,
-            momentum=momentum_of(optimiser, {"images": images}),
+            momentum=momentum,
             iteration=iteration,
             image_step=image_step,
             thetas=thetas,
@@ -170,17 +158,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
             seconds=time.perf_counter() - start,
         ).state()
 
-    def draw_siamese(steps_done: int) -> Siamese:
-        # one draw for all real and synthetic images of each set and class
-        return [
-            [
-                augmentation and augmentation(1, size, generator(seed, "siamese", steps_done, c))
-                for c in range(dataset.num_classes)
-            ]
-            for seed in seeds
-        ]
-
     def train_on_images(thetas: list[Theta], iteration: int, image_step: int, k: int) -> Theta:
+        if not any(k in block.sets for block in blocks):  # another process needs it, not this one
+            return thetas[k]
         return train(
             thetas[k],
             network,
@@ -196,44 +176,37 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         )
 
     several = f"{params.sets} sets of " if params.sets > 1 else ""
+    where = describe_device(device) + (f" in each of {ranks.size} processes" * (ranks.size > 1))
     bar = Progress(
         f"condense: {several}{dataset.num_classes} classes x {counts_text(counts)} images on "
         f"{params.network}, order {params.order}, {settings.iterations} iterations",
         settings.iterations + 1 - done.iteration,
         "iteration",
-        describe_device(device),
+        where,
     )
     watch = Watch(names, counts, sum(done.losses[0]) if done.losses else None)
     thetas, total, first_step = done.thetas, done.total, done.image_step
     for iteration in bar.over(range(done.iteration, settings.iterations + 1)):
-        thetas = thetas or [
-            init_theta(network, generator(seed, "theta", iteration), device) for seed in seeds
-        ]
+        thetas = thetas or draws.thetas(network, iteration)
         for image_step in range(first_step, outer):
             steps_done = (iteration - 1) * outer + image_step
             optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(
                 steps_done / (settings.iterations * outer)
             )
-            following = None
-            if steps_done + 1 < settings.iterations * outer:
-                following = ("real", (steps_done + 1) // outer + 1, (steps_done + 1) % outer)
-            real = batches.draw("real", iteration, image_step, following=following)
-            networks = [network] * params.sets
-            if network.batch_norms:
-                seen = batch_norm_images.draw("batch norm", iteration, image_step)
-                networks = [
-                    freeze_statistics(network, theta, torch.cat([*seen[k]]))
-                    for k, theta in enumerate(thetas)
-                ]
-            siamese = draw_siamese(steps_done)
-            matched = match(steps_done, networks, images.detach(), real, thetas, seeds, siamese)
+            matched = match(images.detach(), thetas, iteration, image_step)
             images.grad = matched.gradient
             optimiser.step()
             total += matched.loss / outer
             if image_step < outer - 1:
+                ranks.gather(images, counts)
                 continued = partial(train_on_images, thetas, iteration, image_step)
                 thetas = parallel_map(continued, range(params.sets), device)
                 checkpoint.offer(partial(progress, iteration, image_step + 1, thetas, total))
+        ranks.gather(images, counts)
+        still = without_gradient(matched.gradient, counts)
+        figures = torch.stack([total, *matched[2:], still.to(total)], 2)
+        ranks.gather(figures, [1] * len(counts))
+        total, *curvature, still = figures.unbind(2)
         if problem := not_finite(total, images.detach(), counts, names):
             last = dataclasses.replace(initial[0], images=done.good[0].cpu())
             raise ValueError(
@@ -241,13 +214,12 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
                 f"condense.distance, order and condense.curvature.weight"
                 f"{keep_last(last, iteration - 1, checkpoints)}"
             )
-        for warning in watch.look(iteration, total, matched.gradient, images):
+        for warning in watch.look(iteration, total, still.bool(), images):
             say(warning)
         done.good = images.detach().clone()
         done.losses.append(total.mean(0).tolist())
         if params.order == 2:
-            means = [value.mean().item() for value in matched[2:]]
-            done.curvature.append((iteration, *means))
+            done.curvature.append((iteration, *(value.mean().item() for value in curvature)))
         bar.show(loss=f"{sum(done.losses[-1]):.4g}")
         if iteration in kept:
             done.snapshots[iteration] = images.detach().cpu().clone()
@@ -255,24 +227,49 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints) -> 
         thetas, total, first_step = [], torch.zeros_like(total), 0
         checkpoint.offer(partial(progress, iteration + 1, first_step, thetas, total))
 
-    write_sets(params, initial, done.snapshots, device)
-    write_curves(done, names, describe_device(device))
-    loss = float(f"{sum(done.losses[-1]):.6g}")
-    write_json(RESULTS / "metrics.json", {"condense": {"loss": loss}})
-    print(
-        f"condense: matching loss {loss} after {settings.iterations} iterations "
-        f"({sum(done.losses[0]):.6g} after the first), {done.timing[-1][1]:.0f} s"
-    )
+    if ranks.first:
+        record, made = describe(params, device)
+        write_sets(OUTPUT, initial, done.snapshots, record, made, source_of(params.dataset))
+        write_curves(RESULTS, done, names, where)
+        loss = float(f"{sum(done.losses[-1]):.6g}")
+        write_json(RESULTS / "metrics.json", {"condense": {"loss": loss}})
+        print(
+            f"condense: matching loss {loss} after {settings.iterations} iterations "
+            f"({sum(done.losses[0]):.6g} after the first), {done.timing[-1][1]:.0f} s"
+        )
 
 
-Match = Callable[[int, list[Network], Tensor, RealBatches, list[Theta], range, Siamese], Matched]
-"""`(number of the step, network, images, real batch, theta and seed of each set, draws)`."""
+def describe(params: Params, device: torch.device) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return how the images are made: for the metadata of each file, and at length for the card."""
+    settings, name = params.condense, augmentation_name(params)
+    record = {
+        "network": params.network,
+        "order": str(params.order),
+        "condense": repr(settings),
+        "augmentation": name,
+        "torch": torch.__version__,
+        "device": device.type,  # and not its threads: the bytes do not depend on them
+    }
+    outer, inner = params.loops
+    made = {**dataclasses.asdict(settings), "augmentation": name, "outer": outer, "inner": inner}
+    hidden = {"snapshots", "frames", "processes", *(["curvature"] if params.order == 1 else [])}
+    return record, {key: value for key, value in made.items() if key not in hidden}
 
 
-def make_match(params: Params, counts: tuple[int, ...]) -> Match:
-    """Return the matching step: with curvature where it is due, else without."""
-    settings = params.condense
+Match = Callable[[Tensor, Sequence[Theta], int, int], Matched]
+"""`(images, theta of each set, iteration, image step)`."""
+
+
+def make_match(
+    params: Params, network: Network, counts: tuple[int, ...], draws: Draws, blocks: list[Block]
+) -> Match:
+    """Return the image step on these blocks of sets and classes; elsewhere it gives zeros.
+
+    With curvature where it is due, else without.
+    """
+    settings, (outer, _) = params.condense, params.loops
     distance = DISTANCES[settings.distance]
+    random_probes = settings.curvature.probes == "rademacher"
     curvature = None
     if params.order == 2:
         curvature = Curvature(
@@ -281,98 +278,38 @@ def make_match(params: Params, counts: tuple[int, ...]) -> Match:
             settings.curvature.real_per_class or settings.real_per_class,
         )
 
-    def match(
-        number: int,
-        networks: list[Network],
-        images: Tensor,
-        real: RealBatches,
-        thetas: list[Theta],
-        seeds: range,
-        siamese: Siamese,
-    ) -> Matched:
-        due = number % settings.curvature.every == 0
-        probes: list[list[Theta]] = [[] for _ in thetas]
-        if curvature is not None and due and settings.curvature.probes == "rademacher":
-            probes = [
-                draw_probes(theta, settings.curvature.num_probes, generator(seed, "probes", number))
-                for theta, seed in zip(thetas, seeds, strict=True)
+    def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:
+        number = (iteration - 1) * outer + image_step
+        second = curvature if number % settings.curvature.every == 0 else None
+        place = (iteration, image_step)
+        following = None
+        if number + 1 < settings.iterations * outer:
+            following = ("real", (number + 1) // outer + 1, (number + 1) % outer)
+        parts: list[tuple[Block, Matched]] = []
+        for block in blocks:
+            sets, classes = block
+            probes: list[list[Theta]] = [[] for _ in sets]
+            if second is not None and random_probes:
+                probes = [
+                    draws.probes(thetas[k], k, settings.curvature.num_probes, number) for k in sets
+                ]
+            real = [
+                draws.real(k, classes, settings.real_per_class, "real", *place, following=following)
+                for k in sets
             ]
-        step = make_matching_step(networks, distance, curvature if due else None, counts)
-        return step(images, real, thetas, probes, siamese)
+            step = make_matching_step(
+                [draws.frozen(network, thetas[k], k, *place) for k in sets],
+                distance,
+                second,
+                counts[classes.start : classes.stop],
+                classes.start,
+            )
+            own = images[sets.start : sets.stop, block.rows(counts)]
+            siamese = [draws.siamese(k, classes, number) for k in sets]
+            parts.append((block, step(own, real, [thetas[k] for k in sets], probes, siamese)))
+        return assemble(parts, images, counts)
 
     return match
-
-
-def keep_last(images: SyntheticSet, iteration: int, checkpoints: Checkpoints) -> str:
-    """Write the last images that are numbers, and say where; nothing where nothing can be kept."""
-    if checkpoints.folder is None:
-        return ""
-    path = checkpoints.folder / f"iteration-{iteration:06d}.safetensors"
-    record = {**images.metadata, "iteration": str(iteration)}
-    write_at_once(path, encode_synthetic_set(dataclasses.replace(images, metadata=record)))
-    return f"; the images of iteration {iteration} are in {shown(path)}"
-
-
-def write_sets(
-    params: Params,
-    initial: list[SyntheticSet],
-    snapshots: dict[int, Tensor],
-    device: torch.device,
-) -> None:
-    """Write every set: its snapshots (iteration -> (K, N, ch, h, w)), itself, card, pictures."""
-    settings, name = params.condense, augmentation_name(params)
-    for k, begun in enumerate(initial):
-        metadata = {
-            **begun.metadata,  # init, seed, split
-            "network": params.network,
-            "order": str(params.order),
-            "condense": repr(settings),
-            "augmentation": name,
-            "torch": torch.__version__,
-            "device": device.type,  # and not its threads: the bytes do not depend on them
-        }
-        for iteration, images in snapshots.items():
-            record = {**metadata, "iteration": str(iteration)}
-            synthetic = dataclasses.replace(begun, images=images[k], metadata=record)
-            write_synthetic_set(set_path(OUTPUT, k, iteration), synthetic)
-        last = {**metadata, "iteration": str(settings.iterations)}
-        final = dataclasses.replace(begun, images=snapshots[settings.iterations][k], metadata=last)
-        path = set_path(OUTPUT, k)
-        write_synthetic_set(path, final)
-        outer, inner = params.loops
-        made = {**metadata, **dataclasses.asdict(settings), "outer": outer, "inner": inner}
-        made["augmentation"] = name
-        hidden = {"condense", "snapshots", "frames", *(["curvature"] if params.order == 1 else [])}
-        shown_settings = {name: value for name, value in made.items() if name not in hidden}
-        write_product(path.parent, final, source_of(params.dataset), shown_settings)
-
-
-def write_curves(done: Condensation, class_names: tuple[str, ...], device: str) -> None:
-    """Write the losses, what is known of the curvature term, and the seconds."""
-    write_csv(
-        RESULTS / "loss.csv",
-        ["iteration", "loss"],
-        [(i, f"{sum(row):.6g}") for i, row in enumerate(done.losses, start=1)],
-    )
-    write_csv(
-        RESULTS / "loss_by_class.csv",
-        ["iteration", "class", "loss"],
-        [
-            (i, name, f"{value:.6g}")
-            for i, row in enumerate(done.losses, start=1)
-            for name, value in zip(class_names, row, strict=True)
-        ],
-    )
-    write_csv(
-        RESULTS / "curvature.csv",
-        ["iteration", "curvature", "ratio", "cosine"],
-        [(int(i), *(f"{value:.4g}" for value in values)) for i, *values in done.curvature],
-    )
-    write_csv(
-        RESULTS / "timing.csv",
-        ["iteration", "seconds", "device"],
-        [(i, f"{spent:.2f}", device) for i, spent in done.timing],
-    )
 
 
 if __name__ == "__main__":

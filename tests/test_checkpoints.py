@@ -397,6 +397,8 @@ def test_the_name_depends_on_each_setting_of_the_stage_and_on_no_other(
         )
         after = identity(stage, load_params(folder / "params.yaml"))
         matters = any(key == name or key.startswith(f"{name}.") for name in declared)
+        if key == "condense.processes":  # as many as one likes go on with the work of others
+            matters = False
         assert (after != before) == matters, key
         checked += 1
     assert checked > 40

@@ -15,12 +15,13 @@ import torch
 
 from condensation.artefacts import read_synthetic_set, write_synthetic_set
 from condensation.files import check_writable, together, write_at_once, write_bytes
-from condensation.health import EXPLODED, Watch, all_finite, not_finite
+from condensation.health import EXPLODED, Watch, all_finite, not_finite, without_gradient
 from workspace import make_workspace, outputs, run_here, run_stage
 
 NAMES = ("a", "b")
 COUNTS = (1, 2)
 IMAGES = torch.randn(1, 3, 1, 4, 4)
+NONE_ZERO = torch.zeros(1, 2, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -38,29 +39,34 @@ def test_what_is_not_finite_is_named(bad: float) -> None:
 def test_an_exploding_loss_is_warned_of_once() -> None:
     watch = Watch(NAMES, COUNTS, None)
     said = [
-        watch.look(iteration, torch.tensor([[loss, 0.0]]), IMAGES, IMAGES)
+        watch.look(iteration, torch.tensor([[loss, 0.0]]), NONE_ZERO, IMAGES)
         for iteration, loss in enumerate([2.0, 2 * EXPLODED, 3 * EXPLODED, 4 * EXPLODED], start=1)
     ]
     assert [len(lines) for lines in said] == [0, 0, 1, 0]
     assert said[2][0].startswith("the matching loss of iteration 3 is 300, 2 at first; look at")
-    resumed = Watch(NAMES, COUNTS, 2.0).look(3, torch.tensor([[3 * EXPLODED, 0.0]]), IMAGES, IMAGES)
+    loss = torch.tensor([[3 * EXPLODED, 0.0]])
+    resumed = Watch(NAMES, COUNTS, 2.0).look(3, loss, NONE_ZERO, IMAGES)
     assert resumed == said[2]
 
 
 def test_a_zero_gradient_is_warned_of_once_with_its_reason() -> None:
     watch, loss = Watch(NAMES, COUNTS, None), torch.ones(1, 2)
     gradient, images = IMAGES.clone(), IMAGES.clone()
-    assert watch.look(1, loss, gradient, images) == []
+
+    def look(iteration: int) -> list[str]:
+        return watch.look(iteration, loss, without_gradient(gradient, COUNTS), images)
+
+    assert look(1) == []
     gradient[:, 2] = 0  # one of the two images of b
-    assert watch.look(1, loss, gradient, images) == []
+    assert look(1) == []
     gradient[:, 1] = 0
-    (line,) = watch.look(2, loss, gradient, images)
+    (line,) = look(2)
     assert "is zero at iteration 2 for the classes b: the network does not respond" in line
     gradient[:, 0] = 0
     images[:, 0] = -0.4
-    (line,) = watch.look(3, loss, gradient, images)
+    (line,) = look(3)
     assert "is zero at iteration 3 for the classes a: its images are constant" in line
-    assert watch.look(4, loss, gradient, images) == []
+    assert look(4) == []
 
 
 def test_a_diverging_condensation_stops_and_keeps_its_last_images(

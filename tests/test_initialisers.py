@@ -9,8 +9,10 @@ from torch import Tensor
 from condensation.averages import cluster_centers, nearest_images
 from condensation.coresets import cover, herd
 from condensation.datasets import Dataset
+from condensation.features import embed, embedding
 from condensation.features import pixels as pixel_features
 from condensation.initialisers import INITIALISERS
+from condensation.networks import build_network, init_theta
 from condensation.randomness import generator
 from condensation.sharpening import sharpen
 
@@ -250,3 +252,46 @@ def test_sharpening_gives_contrast_back() -> None:
     spread = dataset.normalise(dataset.class_images(0)).flatten(2).std(2).mean(0)
     assert (blurred[0, 0].flatten(1).std(1) < 0.7 * spread).all()
     torch.testing.assert_close(sharp[0, 0].flatten(1).std(1), spread, rtol=0.1, atol=0)
+
+
+# Features
+
+
+def test_an_embedding_is_what_the_last_layer_sees() -> None:
+    """The classifier applied to it gives the network's logits."""
+    dataset = colours()
+    network = build_network("mlp", dataset.image_shape, 3, {"width": 6})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    images = dataset.normalise(dataset.images)
+    seen = embed(network, theta, images)
+    logits = seen @ theta["classifier.weight"].T + theta["classifier.bias"]
+    torch.testing.assert_close(logits, network(theta, images))
+
+
+def test_the_embedding_of_a_trained_network_tells_classes_apart() -> None:
+    """Trained, the classes' means lie farther apart, measured by the spread within them."""
+    dataset = colours()
+    dataset.images[dataset.labels == 1, :, :3] //= 4
+    network = build_network("mlp", dataset.image_shape, 3, {"width": 6})
+
+    def separation(epochs: int) -> float:
+        features = embedding(network, epochs, 0.05, torch.device("cpu"))
+        found = features(dataset, generator(0, "features"))(dataset.images)
+        assert found.shape == (33, 6)
+        means = torch.stack([found[dataset.labels == c].mean(0) for c in range(3)])
+        spread = (found - means[dataset.labels]).square().sum(1).mean()
+        return (torch.pdist(means).square().mean() / spread).item()
+
+    assert separation(30) > 2 * separation(0)
+
+
+@pytest.mark.parametrize("name", ["herding", "kcenter"])
+def test_coresets_choose_by_the_features_given(name: str) -> None:
+    """By one number for each image, here a pixel's, the number decides and the others do not."""
+    dataset = colours()
+    dataset.images[:, 0, 0, 0] = torch.arange(33)
+    chosen = INITIALISERS[name](
+        dataset, (1, 1, 1), generator(0, "a"), lambda *_: lambda images: images[:, 0, 0, :1].float()
+    )
+    places = [4, 15, 26]  # nearest the mean of 0..9, 10..20, 21..32; of two the first
+    assert torch.equal(chosen, dataset.normalise(dataset.images[places]))

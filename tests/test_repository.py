@@ -238,7 +238,7 @@ def output_paths() -> list[str]:
         for stage in STAGES.values()
         for out in stage.get("outs", [])
     ]
-    return [*paths, "data/raw/", "dvc_plots/", ".venv/"]
+    return [*paths, "data/raw/", "dvc_plots/", ".venv/", ".pytest_cache/"]
 
 
 def check_file(name: str) -> None:

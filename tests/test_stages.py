@@ -74,6 +74,18 @@ def test_numbers_that_do_not_fit_the_classes(
     assert not (folder / "data/initial").exists()
 
 
+def test_coresets_are_chosen_by_pixels_or_by_what_the_network_makes_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {}
+    for features in ("pixels", "embedding"):
+        changes = {"init": "herding", "initialize.features": features}
+        folder = make_workspace(tmp_path / features, **changes)
+        run_here(folder, "initialize", monkeypatch)
+        chosen[features] = read_synthetic_set(set_path(folder / "data/initial", 0)).images
+    assert not torch.equal(*chosen.values())
+
+
 def test_loops_that_are_set_are_taken() -> None:
     condense = dataclasses.replace(PARAMS.condense, outer=3, inner=0)
     assert dataclasses.replace(PARAMS, ipc=10, condense=condense).loops == (3, 0)

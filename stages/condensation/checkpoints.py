@@ -37,11 +37,22 @@ KEPT_SECONDS = 30 * 24 * 3600
 class Checkpoint:
     """One piece of the work: the last state that was written of it."""
 
-    def __init__(self, path: Path | None, interruption: Interruption, stage: str) -> None:
-        """Use a file, which need not exist; without one, nothing is kept."""
+    def __init__(
+        self,
+        path: Path | None,
+        interruption: Interruption,
+        stage: str,
+        agree: Callable[[int], int] = int,
+    ) -> None:
+        """Use a file, which need not exist; without one, nothing is kept.
+
+        Several processes at one piece of work `agree` on one wish: the number of a signal to stop,
+        0 to write, -1 to go on; the largest.
+        """
         self._path = path
         self._interruption = interruption
         self._stage = stage
+        self._agree = agree
         self._seconds = _seconds_between_writes()
         self._due = time.monotonic() + self._seconds
 
@@ -63,10 +74,13 @@ class Checkpoint:
         Raises:
             Interrupted: The stage was asked to stop.
         """
-        if self._interruption.number is None and time.monotonic() < self._due:
+        due = time.monotonic() >= self._due
+        wish = self._agree(self._interruption.number or (0 if due else -1))
+        if wish < 0:
             return
         self._write(make_state())
-        self._interruption.check()
+        if wish > 0:
+            raise Interrupted(wish)
 
     def once(self, function: Callable[[], Value]) -> Value:
         """Return what `function` returns, from the file where an earlier run has finished it.
@@ -107,9 +121,23 @@ class Checkpoints:
         folder: Where the files are; None where none can be kept.
     """
 
-    def __init__(self, stage: str, fingerprint: str) -> None:
-        """Name the run; nothing happens yet."""
+    def __init__(
+        self,
+        stage: str,
+        fingerprint: str,
+        agree: Callable[[int], int] = int,
+        keep: bool = True,
+    ) -> None:
+        """Name the run; nothing happens yet.
+
+        Args:
+            stage: The stage's name.
+            fingerprint: Of all that determines the result.
+            agree: How several processes at this work come to one mind; see `Checkpoint`.
+            keep: Whether this process is the one of them that writes.
+        """
         self.folder: Path | None = None
+        self._agree, self._keep = agree, keep
         self._stage = stage
         self._prefix = f"{stage.replace(' ', '-')}-{fingerprint}"
         self._lock: int | None = None
@@ -117,6 +145,9 @@ class Checkpoints:
 
     def __enter__(self) -> Self:
         """Take a folder that no other process uses, and listen to signals."""
+        self._interruption.listen()
+        if not self._keep:
+            return self
         parent = checkpoint_folder()
         try:
             _remove_abandoned(parent)
@@ -131,7 +162,6 @@ class Checkpoints:
             self.folder = None
         if self.folder is not None and any(self.folder.glob("*.state")):
             _say(self._stage, f"goes on from {shown(self.folder)}")
-        self._interruption.listen()
         return self
 
     def __exit__(
@@ -161,7 +191,7 @@ class Checkpoints:
     def piece(self, name: str) -> Checkpoint:
         """Return the checkpoint of one piece of the work, by a name that can be a file's."""
         path = None if self.folder is None else self.folder / f"{name}.state"
-        return Checkpoint(path, self._interruption, self._stage)
+        return Checkpoint(path, self._interruption, self._stage, self._agree)
 
 
 def checkpoint_folder() -> Path:

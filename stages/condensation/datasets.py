@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from condensation.files import write_array, write_json
-from condensation.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -95,26 +94,6 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     _require(name, len(images), num_images)
     chosen = torch.randperm(len(images), generator=stream)[:num_images]
     return images[chosen.to(images.device)]
-
-
-def sample_members(
-    members: Sequence[Tensor], num_per_class: int, seed: int, *stream: str | int
-) -> list[Tensor]:
-    """Draw images of every class, without repeats: the places (R,) of those of each.
-
-    Each class has a stream of its own, `(seed, *stream, class index)`, so that classes can be
-    drawn apart.
-
-    Args:
-        members: Of each class, the places of its images (n,).
-        num_per_class: How many to draw of each; of a class that has fewer, all of them.
-        seed: The seed of the run.
-        *stream: The name of the draw.
-    """
-    return [
-        sample_class(places, min(num_per_class, len(places)), "", generator(seed, *stream, c))
-        for c, places in enumerate(members)
-    ]
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:

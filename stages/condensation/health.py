@@ -39,6 +39,11 @@ def all_finite(theta: Theta) -> bool:
     return all(bool(value.isfinite().all()) for value in theta.values())
 
 
+def without_gradient(gradient: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return whether the image gradient (K, N, ch, h, w) of each class is zero, (K, C) bool."""
+    return _all_of_class(gradient == 0, counts)
+
+
 class Watch:
     """Looks at each iteration and returns each warning once."""
 
@@ -52,13 +57,13 @@ class Watch:
         self._exploded = False
         self._without_gradient = torch.zeros(len(class_names), dtype=torch.bool)
 
-    def look(self, iteration: int, loss: Tensor, gradient: Tensor, images: Tensor) -> list[str]:
+    def look(self, iteration: int, loss: Tensor, zero: Tensor, images: Tensor) -> list[str]:
         """Return what there is to warn of.
 
         Args:
             iteration: For the text.
             loss: (K, C), the matching loss of each class.
-            gradient: (K, N, ch, h, w), its derivative with respect to the images.
+            zero: (K, C), whether its derivative with respect to the images is zero.
             images: (K, N, ch, h, w).
         """
         warnings = []
@@ -71,7 +76,6 @@ class Watch:
                 f"the matching loss of iteration {iteration} is {total:.4g}, {self._first:.4g} at "
                 "first; look at condense.image_learning_rate and condense.image_momentum"
             )
-        zero = _all_of_class(gradient == 0, self._counts)
         without = zero.any(0).cpu() & ~self._without_gradient
         if without.any():
             self._without_gradient |= without

@@ -91,14 +91,14 @@ def herding(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """Real images whose features have a mean near the class's; see `herd`."""
-    return _coreset(herd, dataset, counts, features)
+    return _coreset(herd, dataset, counts, generator, features)
 
 
 def kcenter(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """Real images with no image of the class far from all of them, by features; see `cover`."""
-    return _coreset(cover, dataset, counts, features)
+    return _coreset(cover, dataset, counts, generator, features)
 
 
 def sharpened_mean(
@@ -121,13 +121,18 @@ def _constant(dataset: Dataset, counts: Counts, pixel: float) -> Tensor:
     return dataset.normalise(torch.full(shape, float(pixel)))
 
 
-def _coreset(choose: Coreset, dataset: Dataset, counts: Counts, features: Features) -> Tensor:
-    # Class by class: the features of all images together may take more memory than there is.
+def _coreset(
+    choose: Coreset,
+    dataset: Dataset,
+    counts: Counts,
+    generator: torch.Generator,
+    features: Features,
+) -> Tensor:
     require_images(dataset, counts)
-    chosen = []
+    of_images, chosen = features(dataset, generator), []
     for index, count in enumerate(counts):
         images = dataset.class_images(index)
-        chosen.append(images[choose(features(dataset, images), count)])
+        chosen.append(images[choose(of_images(images), count)])
     return dataset.normalise(torch.cat(chosen))
 
 

@@ -177,6 +177,7 @@ def make_matching_step(
     distance: Distance,
     curvature: Curvature | None,
     counts: Sequence[int],
+    first_class: int = 0,
 ) -> MatchingStep:
     """Return the function that matches all classes of all sets, side by side.
 
@@ -185,6 +186,7 @@ def make_matching_step(
         distance: D.
         curvature: Q and its weight; None is order 1.
         counts: The number of synthetic images of each class.
+        first_class: The class of the first of them, where they are consecutive ones of more.
     """
 
     def step(
@@ -203,7 +205,7 @@ def make_matching_step(
                 networks[k],
                 by_class[k][c],
                 real[k][c],
-                c,
+                first_class + c,
                 distance,
                 curvature,
                 probes[k],

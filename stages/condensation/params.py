@@ -73,6 +73,15 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Initialize:
+    """Settings of the stage `initialize`."""
+
+    features: str = _choice("pixels", "embedding")
+    epochs: int = _at_least(0)
+    learning_rate: float = _above(0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaselineNetwork:
     """How one network is trained on the real training set."""
 
@@ -108,6 +117,7 @@ class Curvature:
 class Condense:
     """Settings of the stage `condense`."""
 
+    processes: int = field(repr=False, metadata=_at_least(1).metadata)  # no image depends on it
     iterations: int = _at_least(1)
     outer: int | None = _or_auto(_at_least(1))
     inner: int | None = _or_auto(_at_least(0))
@@ -175,6 +185,7 @@ class Params:
     device: str = _choice("auto", "cpu", "cuda")
     networks: Mapping[str, Options] = field(metadata={"options_of": ("networks.py", "NETWORKS")})
     prepare: Prepare
+    initialize: Initialize
     baseline: Baseline
     condense: Condense
     evaluate: Evaluate
