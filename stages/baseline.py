@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from condensation.allocator import keep_freed_memory
+from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
@@ -46,6 +48,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
     return {
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "seed": shared.seed,
         "batch_size": shared.batch_size,
@@ -70,6 +73,8 @@ def baseline(
     scored, scored_labels = RealImages(scoring, device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
+    seen = own.num_networks * own.epochs * len(labels)
+    print(f"baseline {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = (
         f"baseline {name}: {own.num_networks} networks, {own.epochs} epochs of {len(labels)} images"
     )
@@ -93,6 +98,7 @@ def baseline(
             weight_decay=shared.weight_decay,
             generator=generator(*stream, "training"),
             schedule=warm_up_and_decay,
+            augmentation=AUGMENTATIONS[own.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
         )

@@ -21,6 +21,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.augmentation import AUGMENTATIONS
 from condensation.blocks import Block, assemble
 from condensation.checkpoints import Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
@@ -77,6 +78,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "order": params.order,
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[params.network],
         "condense": dataclasses.replace(params.condense, processes=1),
         "augmentation": augmentation_name(params),
@@ -125,6 +127,12 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     outer, inner = params.loops
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
+
+    per_step = params.sets * dataset.num_classes * settings.real_per_class
+    num_images = settings.iterations * outer * per_step
+    compiled = choose_kernels(params.compile, network, device, num_images)
+    if ranks.first:
+        say(compiled)
 
     checkpoint = checkpoints.piece("images")
     state = ranks.share(checkpoint.load())

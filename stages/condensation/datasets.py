@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condensation.files import write_array, write_json
+from condensation.files import together, write_array, write_json
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:
-    """Write the prepared data: `.npy` arrays and `statistics.json`.
+    """Write the prepared data, all or none: `.npy` arrays and `statistics.json`.
 
     Args:
         folder: Where to.
@@ -105,18 +105,19 @@ def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index
         test: The test set.
         validation_index: (V,) int64, the training images that are set aside for validation.
     """
-    for name, dataset in (("train", train), ("test", test)):
-        write_array(folder / f"{name}_images.npy", dataset.images.numpy())
-        write_array(folder / f"{name}_labels.npy", dataset.labels.numpy())
-    write_array(folder / "validation_index.npy", validation_index.numpy())
-    write_json(
-        folder / "statistics.json",
-        {
-            "class_names": list(train.class_names),
-            "mean": train.mean.tolist(),
-            "std": train.std.tolist(),
-        },
-    )
+    with together():
+        for name, dataset in (("train", train), ("test", test)):
+            write_array(folder / f"{name}_images.npy", dataset.images.numpy())
+            write_array(folder / f"{name}_labels.npy", dataset.labels.numpy())
+        write_array(folder / "validation_index.npy", validation_index.numpy())
+        write_json(
+            folder / "statistics.json",
+            {
+                "class_names": list(train.class_names),
+                "mean": train.mean.tolist(),
+                "std": train.std.tolist(),
+            },
+        )
 
 
 def load_training(folder: Path, split: str) -> Dataset:

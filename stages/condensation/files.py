@@ -76,6 +76,11 @@ def together() -> Generator[None, None, None]:
             temporary.unlink(missing_ok=True)
 
 
+def written(path: Path) -> Path:
+    """Return where the content of a file is that was written: within `together()`, beside it."""
+    return (_waiting or {}).get(path, path)
+
+
 def check_writable(*paths: Path) -> None:
     """Make sure that files can be written before the work for them begins.
 
