@@ -26,7 +26,7 @@ from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
 from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
 from condensation.metrics import read_metrics
-from condensation.network_sizes import require_networks
+from condensation.network_sizes import refusal
 from condensation.networks import (
     Network,
     Theta,
@@ -38,6 +38,7 @@ from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
+from condensation.real_images import RealImages
 from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
 from condensation.stacked import TRACED_FROM, StackedGradient, group_sizes, one_gradient
@@ -54,7 +55,11 @@ class Task(NamedTuple):
 
 
 def main() -> None:
-    """Run the stage for one network."""
+    """Run the stage for one network.
+
+    Raises:
+        ValueError: A network cannot take the images.
+    """
     params, name = load_params_of_network(__doc__)
     keep_freed_memory()
     set_determinism()
@@ -69,7 +74,8 @@ def main() -> None:
     identity = fingerprint(determinants(params, name, device), inputs)
     with Checkpoints(f"evaluate {name}", identity) as checkpoints, together():
         real = load_scoring(Path("data/prepared"), params.split)
-        require_networks(params, real.image_shape, real.num_classes)
+        if reason := refusal(params.used_networks, real.image_shape, real.num_classes):
+            raise ValueError(reason)
         sets = load_sets(params, name, real)
         tasks = list_tasks(params, name, sets)
         start = time.perf_counter()
@@ -178,7 +184,7 @@ def score(
     Raises:
         ValueError: A training diverges.
     """
-    real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
+    real_images, real_labels = RealImages(real, device), real.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     lengths = [len(sets[task.iteration][task.set]) for task in tasks]
     steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)

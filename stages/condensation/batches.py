@@ -8,28 +8,15 @@ Shapes: K = networks that are trained side by side, B = images in a step, image 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from condensation.augmentation import Draw, apply_augmentation, joined
+from condensation.real_images import RealImages
 
 AHEAD = 512
 """Images that are augmented at once, at least: 1.6 MB of 28 x 28."""
-
-
-class Images(Protocol):
-    """Normalised images (N, ch, h, w) to choose from: a tensor, or what makes them when asked."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """(N, ch, h, w)."""
-        ...
-
-    def __getitem__(self, index: Tensor, /) -> Tensor:
-        """Return the chosen images: (..., ch, h, w) for an index (...)."""
-        ...
 
 
 class Batches:
@@ -44,7 +31,7 @@ class Batches:
 
     def __init__(
         self,
-        images: Sequence[Images],
+        images: Sequence[Tensor | RealImages],
         labels: Sequence[Tensor],
         generators: Sequence[torch.Generator],
         *,
