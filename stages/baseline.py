@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from condensation.allocator import keep_freed_memory
+from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.datasets import load_scoring, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
@@ -18,6 +20,7 @@ from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
+from condensation.real_images import RealImages
 from condensation.spread import standard_deviation
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
@@ -45,6 +48,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
     return {
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "seed": shared.seed,
         "batch_size": shared.batch_size,
@@ -65,10 +69,12 @@ def baseline(
     shared, own = params.baseline, params.baseline.by_network[name]
     real = load_training(Path("data/prepared"), params.split)
     scoring = load_scoring(Path("data/prepared"), params.split)
-    images, labels = real.normalise(real.images).to(device), real.labels.to(device)
-    scored, scored_labels = scoring.normalise(scoring.images).to(device), scoring.labels.to(device)
+    images, labels = RealImages(real, device), real.labels.to(device)
+    scored, scored_labels = RealImages(scoring, device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
+    seen = own.num_networks * own.epochs * len(labels)
+    print(f"baseline {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = (
         f"baseline {name}: {own.num_networks} networks, {own.epochs} epochs of {len(labels)} images"
     )
@@ -92,6 +98,7 @@ def baseline(
             weight_decay=shared.weight_decay,
             generator=generator(*stream, "training"),
             schedule=warm_up_and_decay,
+            augmentation=AUGMENTATIONS[own.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
         )

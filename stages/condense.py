@@ -21,6 +21,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.augmentation import AUGMENTATIONS
 from condensation.blocks import Block, assemble
 from condensation.checkpoints import Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
@@ -77,6 +78,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "order": params.order,
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[params.network],
         "condense": dataclasses.replace(params.condense, processes=1),
         "augmentation": augmentation_name(params),
@@ -125,6 +127,12 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     outer, inner = params.loops
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
+
+    per_step = params.sets * dataset.num_classes * settings.real_per_class
+    num_images = settings.iterations * outer * per_step
+    compiled = choose_kernels(params.compile, network, device, num_images)
+    if ranks.first:
+        say(compiled)
 
     checkpoint = checkpoints.piece("images")
     state = ranks.share(checkpoint.load())
@@ -267,7 +275,7 @@ def make_match(
 
     With curvature where it is due, else without.
     """
-    settings = params.condense
+    settings, (outer, _) = params.condense, params.loops
     distance = DISTANCES[settings.distance]
     random_probes = settings.curvature.probes == "rademacher"
     curvature = None
@@ -279,9 +287,12 @@ def make_match(
         )
 
     def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:
-        number = (iteration - 1) * params.loops[0] + image_step
+        number = (iteration - 1) * outer + image_step
         second = curvature if number % settings.curvature.every == 0 else None
         place = (iteration, image_step)
+        following = None
+        if number + 1 < settings.iterations * outer:
+            following = ("real", (number + 1) // outer + 1, (number + 1) % outer)
         parts: list[tuple[Block, Matched]] = []
         for block in blocks:
             sets, classes = block
@@ -290,7 +301,10 @@ def make_match(
                 probes = [
                     draws.probes(thetas[k], k, settings.curvature.num_probes, number) for k in sets
                 ]
-            real = [draws.real(k, classes, settings.real_per_class, "real", *place) for k in sets]
+            real = [
+                draws.real(k, classes, settings.real_per_class, "real", *place, following=following)
+                for k in sets
+            ]
             step = make_matching_step(
                 [draws.frozen(network, thetas[k], k, *place) for k in sets],
                 distance,

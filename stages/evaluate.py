@@ -4,7 +4,7 @@ By one of the published protocols: every number is of the last epoch, and nothin
 images that are scored.
 """
 
-import json
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +17,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.artefacts import set_path
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
+from condensation.compilation import choose_kernels
 from condensation.confusion import class_accuracy, confusion_matrix, overall_accuracy
 from condensation.datasets import Dataset, load_scoring
 from condensation.devices import choose_device, describe_device
@@ -24,14 +25,23 @@ from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
 from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
-from condensation.networks import build_network, freeze_statistics, init_theta
+from condensation.metrics import read_metrics
+from condensation.networks import (
+    Network,
+    Theta,
+    build_network,
+    freeze_statistics,
+    init_theta,
+)
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
+from condensation.real_images import RealImages
 from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
-from condensation.training import predict, tenth_after_half, train
+from condensation.stacked import TRACED_FROM, StackedGradient, group_sizes, one_gradient
+from condensation.training import predict, tenth_after_half, train_together
 from condensation.workers import parallel_map
 
 
@@ -51,6 +61,8 @@ def main() -> None:
     device = choose_device(params.device)
     results = Path(f"results/evaluate/{name}")
     check_writable(results / "metrics.json")
+    ceilings = Path(f"results/baseline/{name}/metrics.json")
+    ceiling = read_metrics(ceilings, name, ("ceiling",))["ceiling"]
     protocol_name, protocol = chosen_protocol(params)
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
     inputs = [Path("data/prepared"), Path(params.evaluate.images)]
@@ -62,7 +74,7 @@ def main() -> None:
         start = time.perf_counter()
         confusions = score(params, protocol, name, tasks, sets, real, device, checkpoints)
         seconds = time.perf_counter() - start
-        write_results(results, name, protocol_name, tasks, confusions, real.class_names)
+        write_results(results, name, protocol_name, tasks, confusions, real.class_names, ceiling)
         write_csv(
             results / "timing.csv",
             ["network", "networks", "seconds", "device"],
@@ -92,6 +104,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
         "sets": params.sets,
         "split": params.split,
         "device": describe_device(device),
+        "compile": params.compile,
         "options": params.networks[name],
         "iterations": params.condense.iterations,
         "snapshots": params.condense.snapshots,
@@ -164,39 +177,45 @@ def score(
     Raises:
         ValueError: A training diverges.
     """
-    real_images, real_labels = real.normalise(real.images).to(device), real.labels.to(device)
+    real_images, real_labels = RealImages(real, device), real.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     lengths = [len(sets[task.iteration][task.set]) for task in tasks]
     steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)
+    seen = protocol.epochs * sum(lengths)
+    print(f"evaluate {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = f"evaluate {name}: {len(tasks)} networks of {protocol.epochs} epochs"
     bar = Progress(what, steps, "step", describe_device(device))
+    groups, gradient = side_by_side(tasks, lengths, protocol, network, real.image_shape, device)
 
-    def one_network(task: Task) -> Tensor:
-        checkpoint = checkpoints.piece("{}-{}-{}".format(*task))
-        counts = checkpoint.once(lambda: train_and_score(task, checkpoint).tolist())
-        return torch.tensor(counts)
+    def one_group(group: list[Task]) -> list[Tensor]:
+        checkpoint = checkpoints.piece("{}-{}-{}".format(*group[0]))
+        counts = checkpoint.once(lambda: [c.tolist() for c in train_and_score(group, checkpoint)])
+        return [torch.tensor(count) for count in counts]
 
-    def train_and_score(task: Task, checkpoint: Checkpoint) -> Tensor:
-        synthetic = sets[task.iteration][task.set]
-        images = synthetic.images.to(device)
+    def train_and_score(group: list[Task], checkpoint: Checkpoint) -> list[Tensor]:
+        synthetic = [sets[task.iteration][task.set] for task in group]
+        images = [image_set.images.to(device) for image_set in synthetic]
         # The same fresh networks for every snapshot and every setting: differences are paired.
-        stream = (params.seed + task.set, "evaluate", name, task.number)
-        theta = train(
-            init_theta(network, generator(*stream, "theta"), device),
-            network,
+        streams = [(params.seed + task.set, "evaluate", name, task.number) for task in group]
+        thetas = train_together(
+            [init_theta(network, generator(*stream, "theta"), device) for stream in streams],
+            gradient if len(group) > 1 else one_gradient(network),
             images,
-            synthetic.labels.to(device),
+            [image_set.labels.to(device) for image_set in synthetic],
+            [generator(*stream, "training") for stream in streams],
             epochs=protocol.epochs,
             batch_size=protocol.batch_size,
             learning_rate=protocol.learning_rate,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
-            generator=generator(*stream, "training"),
             schedule=tenth_after_half,
             augmentation=AUGMENTATIONS[protocol.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
         )
+        return [score_one(*one) for one in zip(group, thetas, images, strict=True)]
+
+    def score_one(task: Task, theta: Theta, images: Tensor) -> Tensor:
         if not all_finite(theta):
             raise ValueError(
                 f"network {task.number} diverged on the images of iteration {task.iteration}: its "
@@ -208,7 +227,44 @@ def score(
         return confusion_matrix(predicted, real_labels, real.num_classes)
 
     with bar:
-        return parallel_map(one_network, tasks, device)
+        confusions = parallel_map(one_group, groups, device)
+    return [confusion for group in confusions for confusion in group]
+
+
+def side_by_side(
+    tasks: list[Task],
+    lengths: list[int],
+    protocol: Protocol,
+    network: Network,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+) -> tuple[list[list[Task]], StackedGradient]:
+    """Divide the networks into groups that are trained side by side, as is fastest.
+
+    Args:
+        tasks: The networks to train.
+        lengths: Of each, the number of images that it is trained on.
+        protocol: How.
+        network: The architecture.
+        image_shape: (ch, h, w).
+        device: Where.
+
+    Returns:
+        The groups, in the order of the tasks, and the gradient of those of more than one network.
+    """
+    gradient = StackedGradient(network)
+    groups: list[list[Task]] = []
+    shapes = set()
+    for length, alike in itertools.groupby(zip(lengths, tasks, strict=True), lambda pair: pair[0]):
+        left = [task for _, task in alike]
+        size = min(length, protocol.batch_size)
+        for number in group_sizes(len(left), network, image_shape, size, device.type):
+            groups.append(left[:number])
+            left = left[number:]
+            if protocol.epochs * -(-length // size) >= TRACED_FROM and number > 1:
+                shapes |= {(number, size), (number, length % size or size)}
+    gradient.record(sorted(shapes), image_shape, device)
+    return groups, gradient
 
 
 def write_results(
@@ -218,9 +274,9 @@ def write_results(
     tasks: list[Task],
     confusions: list[Tensor],
     class_names: tuple[str, ...],
+    ceiling: float,
 ) -> None:
     """Write every network's accuracy, the curve, the classes and the metrics."""
-    ceiling = json.loads(Path(f"results/baseline/{name}/metrics.json").read_text())[name]["ceiling"]
     scores = [overall_accuracy(confusion) for confusion in confusions]
     by_iteration: dict[int, list[float]] = {}
     for task, value in zip(tasks, scores, strict=True):

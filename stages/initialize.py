@@ -8,6 +8,7 @@ from condensation.counts import class_counts, counts_text
 from condensation.datasets import Dataset, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.features import Features, embedding, pixels
+from condensation.files import together
 from condensation.initialisers import INITIALISERS
 from condensation.networks import build_network
 from condensation.params import Params, load_params, run_stage
@@ -26,18 +27,19 @@ def main() -> None:
     number = counts_text(counts)
     print(f"initialize: {params.init}, {number} images a class; a few seconds", flush=True)
     features = chosen_features(params, dataset)
-    for index in range(params.sets):
-        seed = params.seed + index
-        stream = generator(seed, "initialize", params.init)
-        try:
-            images = INITIALISERS[params.init](dataset, counts, stream, features)
-        except ValueError as error:
-            raise ValueError(f"ipc: got {number}, with init {params.init}: {error}") from None
-        metadata = {"init": params.init, "seed": str(seed), "split": params.split}
-        synthetic = SyntheticSet(
-            images, counts, dataset.mean, dataset.std, dataset.class_names, metadata
-        )
-        write_synthetic_set(set_path(Path("data/initial"), index), synthetic)
+    with together():
+        for index in range(params.sets):
+            seed = params.seed + index
+            stream = generator(seed, "initialize", params.init)
+            try:
+                images = INITIALISERS[params.init](dataset, counts, stream, features)
+            except ValueError as error:
+                raise ValueError(f"ipc: got {number}, with init {params.init}: {error}") from None
+            metadata = {"init": params.init, "seed": str(seed), "split": params.split}
+            synthetic = SyntheticSet(
+                images, counts, dataset.mean, dataset.std, dataset.class_names, metadata
+            )
+            write_synthetic_set(set_path(Path("data/initial"), index), synthetic)
     print(
         f"initialize: {sum(counts)} images of {dataset.num_classes} classes"
         + (f" in each of {params.sets} sets" if params.sets > 1 else "")

@@ -1,9 +1,9 @@
 """What the other stages wrote -> figures, one table of all accuracies, and the report."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,21 +15,37 @@ from condensation.artefacts import read_synthetic_set, set_path
 from condensation.class_plots import class_accuracies, confusion_panels
 from condensation.datasets import Dataset, load_training
 from condensation.documents import to_html, to_markdown
+from condensation.errors import one_line
 from condensation.figure_style import save
-from condensation.files import write_bytes
+from condensation.files import check_writable, together, write_bytes
 from condensation.image_grids import image_grid, snapshot_strip, start_and_end
 from condensation.image_sets import is_folder, load_image_sets
+from condensation.metrics import read_metrics
 from condensation.params import Params, load_params, run_stage
 from condensation.plots import accuracy_curve, loss_curve, retained_bars
 from condensation.report import report_blocks
 from condensation.sources import published_statistics, short_name
 
 RESULTS = Path("results")
+TIMING = ("iteration", "seconds", "device")
+CURVE = ("network", "iteration", "accuracy", "std", "n", "ceiling")
+CLASSES = ("accuracy", "std", "n")
+CONFUSION = ("predicted", "count")
+BASELINE = ("ceiling", "ceiling_n")
+EVALUATE = ("accuracy", "retained", "n")
+"""What is needed of each file."""
 
 
 def main() -> None:
     """Run the stage."""
     params = load_params(Path("params.yaml"))
+    check_writable(RESULTS / "report.html", RESULTS / "figures/accuracy.png")
+    with together():
+        render(params)
+
+
+def render(params: Params) -> None:
+    """Draw and write everything."""
     names = params.evaluate.networks
     dataset = load_training(Path("data/prepared"), params.split)
     print(f"render: figures and report of {', '.join(names)}; CPU; less than a minute", flush=True)
@@ -38,8 +54,10 @@ def main() -> None:
     # Only the networks that are evaluated now: DVC would also plot the files of earlier ones.
     accuracy = pd.concat(curves.values())
     write_bytes(RESULTS / "accuracy.csv", accuracy.to_csv(index=False).encode())
-    classes = {n: read_classes(RESULTS / f"evaluate/{n}/classes.csv") for n in names}
-    confusions = {n: read_classes(RESULTS / f"evaluate/{n}/confusion.csv") for n in names}
+    classes = {n: read_classes(RESULTS / f"evaluate/{n}/classes.csv", *CLASSES) for n in names}
+    confusions = {
+        n: read_classes(RESULTS / f"evaluate/{n}/confusion.csv", *CONFUSION) for n in names
+    }
     drawn: dict[str, Figure] = {
         **(image_figures(params, dataset)),
         "retained": retained_bars(curves),
@@ -48,8 +66,8 @@ def main() -> None:
     }
     files = {}
     if is_folder(params.evaluate.images):  # images from elsewhere have no history
-        loss = pd.read_csv(RESULTS / "condense/loss.csv")
-        loss_by_class = read_classes(RESULTS / "condense/loss_by_class.csv")
+        loss = read_table(RESULTS / "condense/loss.csv", "iteration", "loss")
+        loss_by_class = read_classes(RESULTS / "condense/loss_by_class.csv", "iteration", "loss")
         drawn["loss"] = loss_curve(loss, loss_by_class, dataset.class_names)
         drawn["accuracy"] = accuracy_curve(curves)
         drawn["seconds"] = accuracy_curve(curves, "seconds")
@@ -65,7 +83,11 @@ def main() -> None:
         save(figure, RESULTS / f"vector/{name}.pdf", params.render.dpi)
         save(figure, files[name], params.render.dpi)
 
-    metrics = {n: read_metrics("baseline", n) | read_metrics("evaluate", n) for n in names}
+    metrics = {
+        n: read_metrics(RESULTS / f"baseline/{n}/metrics.json", n, BASELINE)
+        | read_metrics(RESULTS / f"evaluate/{n}/metrics.json", n, EVALUATE)
+        for n in names
+    }
     runs = read_runs(params)
     blocks = report_blocks(files, metrics, curves, classes, runs, dataclasses.asdict(params))
     title = f"Synthetic images of {short_name(params.dataset)}"
@@ -108,43 +130,57 @@ def numpy_of(tensors: Iterable[Tensor]) -> list[np.ndarray]:
 
 def read_curves(names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
     """Read each network's accuracies, with the seconds of condensation until then."""
-    timing = pd.read_csv(RESULTS / "condense/timing.csv").set_index("iteration")["seconds"]
+    table = read_table(RESULTS / "condense/timing.csv", *TIMING)
+    timing = table.set_index("iteration")["seconds"]
     curves = {}
     for name in names:
-        curve = pd.read_csv(RESULTS / f"evaluate/{name}/curve.csv")
+        curve = read_table(RESULTS / f"evaluate/{name}/curve.csv", *CURVE)
         seconds = curve["iteration"].map(timing).fillna(0.0)
         curve.insert(2, "seconds", seconds)
         curves[name] = curve
     return curves
 
 
-def read_classes(path: Path) -> pd.DataFrame:
+def read_classes(path: Path, *columns: str) -> pd.DataFrame:
     """Read a table with the names of classes as they are: one may be called 7, another NA."""
-    return pd.read_csv(
+    return read_table(
         path,
+        "class",
+        *columns,
         dtype={"class": str, "predicted": str},
         keep_default_na=False,
         na_values={"accuracy": ["", "nan"], "std": [""]},
     )
 
 
-def read_metrics(stage: str, network: str) -> dict[str, float | None]:
-    """Read the metrics of one network."""
-    found = json.loads((RESULTS / stage / network / "metrics.json").read_text())
-    metrics: dict[str, float | None] = found[network]
-    return metrics
+def read_table(path: Path, *columns: str, **options: Any) -> pd.DataFrame:
+    """Read a table that has these columns and a row.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
+    try:
+        table: pd.DataFrame = pd.read_csv(path, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({one_line(error)})") from None
+    if missing := sorted({*columns} - {*table.columns}):
+        raise ValueError(f"{path}: has no column {', '.join(missing)}")
+    if table.empty:
+        raise ValueError(f"{path}: has no row")
+    return table
 
 
 def read_runs(params: Params) -> list[tuple[str, str, float, str]]:
     """Read how long the stages took: stage, what it did, seconds, device."""
-    last = pd.read_csv(RESULTS / "condense/timing.csv").iloc[-1]
+    last = read_table(RESULTS / "condense/timing.csv", *TIMING).iloc[-1]
     did = f"{last['iteration']} iterations"
     runs = []
     if is_folder(params.evaluate.images):
         runs.append(("condense", did, float(last["seconds"]), str(last["device"])))
     for stage in ("evaluate", "baseline"):
         for name in params.evaluate.networks:
-            row = pd.read_csv(RESULTS / stage / name / "timing.csv").iloc[0]
+            path = RESULTS / stage / name / "timing.csv"
+            row = read_table(path, "networks", "seconds", "device").iloc[0]
             did = f"{row['networks']} networks"
             runs.append((f"{stage}@{name}", did, float(row["seconds"]), str(row["device"])))
     return runs

@@ -1,17 +1,23 @@
 """Augmentation against slow, one-image references."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from condensation.augmentation import (
     AUGMENTATIONS,
+    CROP,
     CROP_PADDING,
-    AffineAugmentation,
+    ROTATE,
+    SCALE,
+    SHIFT,
+    CropScaleRotate,
+    Shift,
     apply_augmentation,
     crop_scale_rotate,
+    joined,
+    move,
+    shift,
 )
 from condensation.randomness import generator
 
@@ -23,14 +29,10 @@ def images(num_images: int) -> Tensor:
     return torch.randn(num_images, 2, *SIZE, generator=generator(0, "images"), dtype=torch.float64)
 
 
-def matrix(rows: list[list[float]], scaled: bool = False) -> AffineAugmentation:
-    return AffineAugmentation(torch.tensor([rows], dtype=torch.float64), torch.tensor([scaled]))
-
-
-def kind(rows: Tensor) -> str:
-    if rows[0, 1] != 0:
-        return "rotate"
-    return "crop" if rows[0, 0] == 1 and rows[1, 1] == 1 else "scale"
+def one(kind: int, **values: list[float] | int) -> CropScaleRotate:
+    """A draw for one image."""
+    numbers = {"shift": [0, 0], "scale": [1.0, 1.0], "degrees": 0} | values
+    return CropScaleRotate(torch.tensor([kind]), *(torch.tensor([v]) for v in numbers.values()))
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -45,24 +47,34 @@ def test_the_same_draw_gives_the_same_images_and_they_are_differentiable(draw) -
 
 
 def test_each_image_is_cropped_scaled_or_rotated() -> None:
-    draw = crop_scale_rotate(3000, SIZE, generator(0))
-    kinds = [kind(rows) for rows in draw.matrices]
-    for name in ("crop", "scale", "rotate"):
-        assert kinds.count(name) == pytest.approx(1000, abs=100)
-    for rows, name, scaled in zip(draw.matrices, kinds, draw.scaled, strict=True):
-        assert scaled == (name == "scale")
-        if name == "scale":
-            assert 0.8 <= 1 / rows[0, 0] <= 1.2 and 0.8 <= 1 / rows[1, 1] <= 1.2
-        if name == "rotate":
-            assert rows[0, 0] >= math.cos(math.radians(45.001))
+    """With the whole pixels and degrees of the published code."""
+    draw = crop_scale_rotate(3000, (28, 28), generator(0))
+    matrices = draw.matrices((28, 28))
+    identity = torch.eye(2)
+    for kind in (CROP, SCALE, ROTATE):
+        own = draw.kind == kind
+        assert own.sum().item() == pytest.approx(1000, abs=100)
+        linear, moved = matrices[own, :, :2], matrices[own, :, 2]
+        if kind == CROP:
+            assert torch.equal(linear, identity.expand_as(linear))
+            pixels = moved * 14
+            assert pixels.frac().abs().max() < 1e-5
+            assert (pixels.min().round().item(), pixels.max().round().item()) == (-4, 3)
+        if kind == SCALE:
+            sides = 28 / linear.diagonal(dim1=1, dim2=2)
+            torch.testing.assert_close(sides, sides.round())
+            assert set(sides.round().flatten().int().tolist()) == set(range(22, 34))
+        if kind == ROTATE:
+            angles = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+            torch.testing.assert_close(angles, angles.round(), rtol=0, atol=1e-4)
+            assert set(angles.round().int().tolist()) == set(range(-45, 45))
 
 
-@pytest.mark.parametrize("shift", [(0, 0), (CROP_PADDING, -CROP_PADDING), (1, 3)])
-def test_a_crop_is_a_cut_from_the_image_padded_with_the_mean(shift: tuple[int, int]) -> None:
+@pytest.mark.parametrize("pixels", [(0, 0), (CROP_PADDING, -CROP_PADDING), (1, 3)])
+def test_a_crop_is_a_cut_from_the_image_padded_with_the_mean(pixels: tuple[int, int]) -> None:
     batch = images(1)
-    right, down = shift
-    rows = [[1.0, 0.0, 2 * right / SIZE[1]], [0.0, 1.0, 2 * down / SIZE[0]]]
-    result = apply_augmentation(batch, matrix(rows))
+    right, down = pixels
+    result = apply_augmentation(batch, one(CROP, shift=[right, down]))
     padded = batch.mean((0, 2, 3)).view(1, 2, 1, 1).repeat(1, 1, 20, 20)
     padded[:, :, 4:16, 4:16] = batch
     expected = padded[:, :, 4 + down : 16 + down, 4 + right : 16 + right]
@@ -71,13 +83,13 @@ def test_a_crop_is_a_cut_from_the_image_padded_with_the_mean(shift: tuple[int, i
 
 def test_a_quarter_turn_moves_every_pixel_to_its_place() -> None:
     batch = images(1)
-    turned = apply_augmentation(batch, matrix([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]))
+    quarter = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]], dtype=torch.float64)
+    turned = move(batch, quarter, torch.tensor([ROTATE]))
     torch.testing.assert_close(turned, batch.rot90(1, (2, 3)), rtol=0, atol=1e-12)
 
 
 def test_a_turn_keeps_lengths_in_images_that_are_not_square() -> None:
-    draw = crop_scale_rotate(500, (10, 20), generator(0))
-    turn = next(rows for rows in draw.matrices if kind(rows) == "rotate")
+    turn = one(ROTATE, degrees=33).matrices((10, 20))[0]
     # In pixels: half the size times the place. A turn there is orthogonal.
     to_pixels = torch.diag(torch.tensor([10.0, 5.0]))
     in_pixels = to_pixels @ turn[:, :2] @ to_pixels.inverse()
@@ -86,5 +98,27 @@ def test_a_turn_keeps_lengths_in_images_that_are_not_square() -> None:
 
 def test_shrinking_fills_with_zero_and_keeps_the_middle() -> None:
     batch = torch.ones(1, 2, *SIZE, dtype=torch.float64)
-    result = apply_augmentation(batch, matrix([[1.25, 0.0, 0.0], [0.0, 1.25, 0.0]], scaled=True))
+    result = apply_augmentation(batch, one(SCALE, scale=[0.8, 0.8]))
     assert result[0, :, 0, 0].abs().max() == 0 and result[0, :, 6, 6].eq(1).all()
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_several_batches_at_once_are_each_augmented_by_itself(draw) -> None:  # type: ignore[no-untyped-def]
+    """Also where the mean of the batch comes in."""
+    draws = [draw(4, SIZE, generator(0, index)) for index in range(3)]
+    batches = images(12).unflatten(0, (3, 4))
+    together = apply_augmentation(batches, joined(draws))
+    assert together.shape == batches.shape
+    for index, own in enumerate(draws):
+        expected = apply_augmentation(batches[index], own)
+        torch.testing.assert_close(together[index], expected, rtol=0, atol=1e-12)
+
+
+def test_a_shift_moves_whole_pixels_and_its_border_goes_on() -> None:
+    batch = images(1)
+    result = apply_augmentation(batch, Shift(torch.tensor([[2, -1]])))
+    assert torch.equal(result[..., :-2, 1:], batch[..., 2:, :-1])
+    assert torch.equal(result[..., -1, 1:], batch[..., -1, :-1])
+    assert torch.equal(result[..., :-2, 0], batch[..., 2:, 0])
+    drawn = shift(500, SIZE, generator(0)).pixels
+    assert set(drawn.flatten().tolist()) == set(range(-SHIFT, SHIFT + 1))

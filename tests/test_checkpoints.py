@@ -366,6 +366,7 @@ OTHER_VALUES: dict[str, Any] = {
     "networks.convnet.pooling": "max",
     "ipc_shares": "proportional",
     "networks.resnet18.downsampling": "avg",
+    **{f"baseline.{name}.augmentation": "shift" for name in SETTINGS["networks"]},
 }
 """Of settings that are no numbers; others are halved, or one is added to them."""
 

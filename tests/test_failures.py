@@ -1,8 +1,10 @@
 """What stops a condensation, what is warned of once, and files that cannot be written."""
 
+import base64
 import dataclasses
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,8 +16,10 @@ import pytest
 import torch
 
 from condensation.artefacts import read_synthetic_set, write_synthetic_set
+from condensation.documents import Picture, to_html
 from condensation.files import check_writable, together, write_at_once, write_bytes
 from condensation.health import EXPLODED, Watch, all_finite, not_finite, without_gradient
+from render import read_table
 from workspace import make_workspace, outputs, run_here, run_stage
 
 NAMES = ("a", "b")
@@ -240,6 +244,37 @@ def test_a_full_disk_at_the_end_of_a_stage(
     assert outputs(folder) == before
 
 
+def test_of_several_sets_a_full_disk_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The second one is larger: its metadata do not fit any more."""
+    folder = make_workspace(tmp_path, sets=2)
+    count = 0
+
+    def fill(*_: object) -> bytes:
+        nonlocal count
+        count += 1
+        return bytes(100 if count == 1 else 1000)
+
+    monkeypatch.setattr("condensation.artefacts.encode_synthetic_set", fill)
+    monkeypatch.setattr("builtins.print", lambda *_, **__: None)  # to a file, which would be full
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match=r"set-1/synthetic\.safetensors: cannot be written"):
+        run_here(folder, "initialize", monkeypatch)
+    assert outputs(folder) == {}
+
+
+def test_a_report_takes_pictures_that_have_no_place_yet(tmp_path: Path) -> None:
+    """Figures and report of a run take their places together."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"old")
+    with together():
+        write_bytes(picture, b"new")
+        page = to_html("Title", [Picture(picture, "It")])
+        assert picture.read_bytes() == b"old"
+    assert base64.b64encode(b"new").decode() in page
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,3 +319,45 @@ def test_damaged_prepared_data_are_named(
     with pytest.raises(ValueError, match=f"{name}: cannot be read .*run prepare again") as error:
         run_here(folder, "initialize", monkeypatch)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "cannot be read (.* No such file"),
+        ("", "cannot be read (Expecting value"),
+        ("[" * 100_000, "cannot be read ("),
+        ("[]", "has no number mlp.ceiling"),
+        ("{}", "has no number mlp.ceiling"),
+        ('{"mlp": {"ceiling": null}}', "has no number mlp.ceiling"),
+    ],
+)
+def test_a_ceiling_that_is_not_there_is_said_before_the_work(
+    content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path)
+    path = folder / "results/baseline/mlp/metrics.json"
+    if content is not None:
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    place = "results/baseline/mlp/metrics.json: "
+    with pytest.raises(ValueError, match=re.escape(place) + message.replace("(", r"\(")) as error:
+        run_here(folder, "evaluate --network mlp", monkeypatch)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "iteration,loss\n", "a,b\n1,2\n"])
+def test_a_damaged_table_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="loss.csv: (cannot be read|has no)") as error:
+        read_table(path, "iteration", "loss")
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_stages_before_write_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path)
+    with pytest.raises(ValueError, match="^data/initial: is missing; the stages before"):
+        run_here(folder, "condense", monkeypatch)

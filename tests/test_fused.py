@@ -1,11 +1,15 @@
 """Winograd's convolution and the fused blocks, against PyTorch's own operators."""
 
+import shutil
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condensation import fused, winograd
+from condensation import compilation, fused, kernels, winograd
+from condensation.compilation import choose_kernels
 from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.networks import NETWORKS, build_network, init_theta
 from condensation.randomness import generator
@@ -85,6 +89,116 @@ def test_fused_blocks_are_used_where_they_are_meant() -> None:
     operators = {event.key for event in profile.key_averages()}
     assert "aten::conv2d" not in operators and "aten::group_norm" not in operators
     assert "_Convolution" in operators
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[None]:
+    """The kernels as this machine's compiler builds them."""
+    assert kernels.build() == ""
+    yield
+    kernels.discard()
+
+
+@pytest.mark.parametrize("image_shape", [(1, 28, 28), (3, 32, 16)])
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_compiled_blocks_are_the_network_itself(
+    num_images: int,
+    image_shape: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    library: None,
+) -> None:
+    monkeypatch.setattr(fused, "FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(fused, "FEWEST_TILES", 1)
+    network = build_network("convnet", image_shape, 10, {"width": 16})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    norms = {key: value + 0.1 for key, value in theta.items() if "norm" in key}
+    theta = {key: value.double() for key, value in (theta | norms).items()}
+    images = torch.randn(num_images, *image_shape, generator=generator(1), dtype=torch.float64)
+    labels = torch.arange(num_images)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ours = constant_loss_gradient(theta, network, images, labels, num_images)
+    assert {"FirstBlock", "WinogradBlock"} <= {event.key for event in profile.key_averages()}
+    leaves = {key: value.requires_grad_() for key, value in theta.items()}
+    loss = classification_loss(leaves, network, images, labels)
+    for key, expected in zip(ours, torch.autograd.grad(loss, [*leaves.values()]), strict=True):
+        torch.testing.assert_close(ours[key], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_compiled_blocks_give_the_slope_of_their_input(
+    monkeypatch: pytest.MonkeyPatch, library: None
+) -> None:
+    """Images that are learned go through the other operators in the first block alone."""
+    monkeypatch.setattr(fused, "FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(fused, "FEWEST_TILES", 1)
+    network = build_network("convnet", (1, 16, 16), 10, {"width": 16})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    theta = {key: value.double() for key, value in theta.items()}
+    images = torch.randn(3, 1, 16, 16, generator=generator(1), dtype=torch.float64)
+    images.requires_grad_()
+    slopes = [
+        torch.autograd.grad(classification_loss(theta, f, images, torch.arange(3)), images)[0]
+        for f in (network.first_order, network)
+    ]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-8, atol=1e-12)
+
+
+def test_compiled_blocks_give_the_same_bytes_each_time(library: None) -> None:
+    network = build_network("convnet", (1, 16, 16), 10, {"width": 32})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    images = torch.randn(16, 1, 16, 16, generator=generator(1))
+    labels = torch.zeros(16, dtype=torch.int64)
+    first, second = (constant_loss_gradient(theta, network, images, labels, 8) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+ON = "compile: on; "
+AUTO = "compile: auto; "
+DONE = "compiled: 3 x 3 convolution, norm and pooling on the CPU"
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "device", "num_images", "said"),
+    [
+        ("on", "convnet", "cpu", 1, ON + DONE),
+        ("auto", "convnet", "cpu", 10**6, AUTO + DONE),
+        ("auto", "convnet", "cpu", 9, AUTO + "not compiled: too little work, 9 images"),
+        ("off", "convnet", "cpu", 10**6, "compile: off; not compiled: off in params.yaml"),
+        ("on", "mlp", "cpu", 1, ON + "not compiled: the network has no block"),
+        ("on", "convnet", "cuda", 1, ON + "not compiled: the kernels are for the CPU"),
+    ],
+)
+def test_one_line_says_what_is_compiled_and_why(
+    setting: str, name: str, device: str, num_images: int, said: str
+) -> None:
+    network = build_network(name, (1, 16, 16), 10, {"width": 16})
+    line = choose_kernels(setting, network, torch.device(device), num_images)
+    kernels.discard()
+    assert line.startswith(said) and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (("which", lambda name: None), "there is no C++ compiler"),
+        (("which", lambda name: "/bin/false"), "/bin/false failed"),
+    ],
+)
+def test_without_a_compiler_that_works_nothing_is_compiled(
+    break_it: tuple[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, *break_it)
+    network = build_network("convnet", (1, 16, 16), 10, {"width": 16})
+    line = choose_kernels("on", network, torch.device("cpu"), 1)
+    assert line.startswith(f"{ON}not compiled: {said}")
+    assert not kernels.usable(torch.float32, 16)
+
+
+def test_kernels_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "largest_error", lambda: 0.5)
+    network = build_network("convnet", (1, 16, 16), 10, {"width": 16})
+    line = choose_kernels("on", network, torch.device("cpu"), 1)
+    assert line == f"{ON}not compiled: their results differ by 0.5 from PyTorch's"
+    assert not kernels.usable(torch.float32, 16)
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 7])

@@ -48,6 +48,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("dataset", 7, "dataset: got 7, takes mnist"),
     ("split", "train", "split: got 'train', takes test | validation"),
     ("device", "gpu", "device: got 'gpu', takes auto | cpu | cuda"),
+    ("compile", "yes", "compile: got 'yes', takes auto | on | off"),
     ("condense.distance", "cosin", "condense.distance: got 'cosin', takes layerwise_cosine | cosi"),
     ("condense.curvature.form", "hessian", "condense.curvature.form: got 'hessian', takes hvp"),
     ("condense.image_learning_rate", "0.1", "got '0.1', takes a number above 0; write numbers"),
@@ -67,7 +68,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "evaluate.augmentation",
         "flip",
-        "takes none | crop_scale_rotate | dsa | dsa_without_flip",
+        "takes none | shift | crop_scale_rotate | dsa | dsa_without_flip",
     ),
     ("evaluate.protocol", "idc", "evaluate.protocol: got 'idc', takes dc | dsa"),
     ("evaluate.protocol", "auto", "evaluate.protocol: got 'auto', takes dc | dsa"),
@@ -223,3 +224,11 @@ def test_a_number_for_each_class(tmp_path: Path) -> None:
     assert params.loops == load(tmp_path, {"ipc": 15}).loops
     with pytest.raises(ValueError, match="ipc_shares: got proportional with a number for each"):
         load(tmp_path, {"ipc": {"a": 2}, "ipc_shares": "proportional"})
+
+
+@pytest.mark.parametrize("written", ["auto", "on", "off"])
+def test_on_and_off_are_texts_as_they_are_for_dvc(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    path.write_text(text.replace("compile: auto", f"compile: {written}"))
+    assert load_params(path).compile == written

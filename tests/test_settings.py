@@ -51,6 +51,7 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "order": st.sampled_from([1, 2]),
     "split": st.sampled_from(["test", "validation"]),
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "compile": st.sampled_from(["auto", "off"]),
     "networks.convnet.width": st.sampled_from([1, 2, 5, 10**7, 10**12]),
     "networks.convnet.depth": st.integers(1, 6),
     "networks.mlp.width": st.sampled_from([1, 2, 5, 10**10]),
@@ -62,6 +63,9 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "baseline.mlp.num_networks": SMALL_NUMBERS,
     "baseline.mlp.epochs": SMALL_NUMBERS,
     "baseline.mlp.learning_rate": RATES,
+    "baseline.mlp.augmentation": st.sampled_from(
+        params.registry_names("augmentation.py", "AUGMENTATIONS")
+    ),
     "condense.iterations": SMALL_NUMBERS,
     "condense.outer": SMALL_NUMBERS,
     "condense.inner": st.sampled_from([0, 1, "auto"]),

@@ -70,7 +70,7 @@ def test_augmentation_is_drawn_anew_in_each_epoch() -> None:
         on_step=lambda: steps.append(1), **SETTINGS,
     )  # fmt: skip
     assert len(draws) == len(steps) == 4
-    assert not torch.equal(draws[0].matrices, draws[1].matrices)
+    assert not torch.equal(draws[0].scale, draws[1].scale)
 
 
 def test_schedules() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from condensation.files import written
+
 MEDIA_TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
@@ -122,7 +124,7 @@ def _html(block: Block) -> str:
                 f"<tbody>\n{lines}\n</tbody></table></div>"
             )
         case Picture(path, caption):
-            content = base64.b64encode(path.read_bytes()).decode()
+            content = base64.b64encode(written(path).read_bytes()).decode()
             source = f"data:{MEDIA_TYPES[path.suffix]};base64,{content}"
             return (
                 f'<figure><img src="{source}" alt="{html.escape(caption)}">\n'

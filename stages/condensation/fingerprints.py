@@ -27,6 +27,7 @@ def fingerprint(settings: Mapping[str, Any], inputs: Iterable[Path]) -> str:
         inputs: Files, and folders that are taken with all the files in them.
 
     Raises:
+        ValueError: An input is missing.
         OSError: An input cannot be read.
     """
     files = sorted({file for path in inputs for file in _files(path)})
@@ -52,6 +53,8 @@ def _real(folder: str) -> Path:
 
 
 def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ValueError(f"{path}: is missing; the stages before this one write what is in data")
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from condensation import winograd
+from condensation import kernels, winograd
+from condensation.compiled_blocks import FirstBlock, WinogradBlock
 from condensation.layers import AveragePool
 
 FEWEST_TILES = 32
@@ -92,7 +93,13 @@ def _block(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     padding = int(convolution.padding[0])
     number, channels, height, width = images.shape
     tiles = number * height * width // winograd.TILE**2
+    parameters = (convolution.weight, convolution.bias, norm.weight, norm.bias, norm.eps)
+    compiled = kernels.usable(images.dtype, convolution.out_channels)
+    pooled: Tensor
     if channels < FEWEST_CHANNELS:
+        if compiled and not images.requires_grad:
+            pooled = FirstBlock.apply(images, *parameters, padding)
+            return pooled.permute(0, 3, 1, 2)
         filtered = _PatchConvolution.apply(images, convolution.weight, convolution.bias, padding)
     elif (
         padding == 1
@@ -100,11 +107,14 @@ def _block(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
         and tiles >= FEWEST_TILES
     ):
         channels_last = images.permute(0, 2, 3, 1)
+        if compiled and kernels.usable(images.dtype, channels):
+            pooled = WinogradBlock.apply(channels_last, *parameters)
+            return pooled.permute(0, 3, 1, 2)
         filtered = winograd.convolve(channels_last, convolution.weight, convolution.bias)
     else:
         direct = F.conv2d(images, convolution.weight, convolution.bias, padding=padding)
         filtered = direct.permute(0, 2, 3, 1)
-    pooled: Tensor = _NormActivationPool.apply(filtered, norm.weight, norm.bias, norm.eps)
+    pooled = _NormActivationPool.apply(filtered, norm.weight, norm.bias, norm.eps)
     return pooled.permute(0, 3, 1, 2)
 
 

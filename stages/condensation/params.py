@@ -88,6 +88,7 @@ class BaselineNetwork:
     num_networks: int = _at_least(1)
     epochs: int = _at_least(1)
     learning_rate: float = _above(0)
+    augmentation: str = _registered("augmentation.py", "AUGMENTATIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ class Params:
     order: int = _choice(1, 2)
     split: str = _choice("test", "validation")
     device: str = _choice("auto", "cpu", "cuda")
+    compile: str = _choice("auto", "on", "off")
     networks: Mapping[str, Options] = field(metadata={"options_of": ("networks.py", "NETWORKS")})
     prepare: Prepare
     initialize: Initialize
@@ -314,6 +316,13 @@ class _Loader(yaml.SafeLoader):
     mistake: the first value would be lost without a word.
     """
 
+    # Of a copy: `yaml.SafeLoader` is everyone's. YAML 1.1 has on, off, yes and no for true and
+    # false; DVC reads YAML 1.2, where they are texts.
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the dictionary of a section.
 
@@ -333,6 +342,9 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

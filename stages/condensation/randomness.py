@@ -27,4 +27,6 @@ def set_determinism() -> None:
     """Make PyTorch use deterministic algorithms only: same seed, same machine, same bytes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # It would also fill what operators are about to write: a pass through memory for each of them.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

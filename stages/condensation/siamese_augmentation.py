@@ -57,7 +57,8 @@ class SiameseAugmentation:
     cut: Tensor
 
     def apply(self, images: Tensor) -> Tensor:
-        """Apply the draw to images (B, ch, h, w), normalised; differentiable by them."""
+        """Apply the draw to images (..., B, ch, h, w), normalised; differentiable by them."""
+        shape, images = images.shape, images.flatten(0, -4)
         count, _, height, width = images.shape
         matrices = self.matrices.to(images).expand(count, -1, -1)
         moved = sample(images, F.affine_grid(matrices, list(images.shape), align_corners=False))
@@ -80,7 +81,7 @@ class SiameseAugmentation:
         inside_rows = (rows >= 0) & (rows < share_of(height, CUTOUT_SHARE))
         inside_columns = (columns >= 0) & (columns < share_of(width, CUTOUT_SHARE))
         hole = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
-        return torch.where(hole, 0.0, coloured)
+        return torch.where(hole, 0.0, coloured).view(shape)
 
 
 def share_of(side: int, share: float) -> int:

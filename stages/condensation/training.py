@@ -1,18 +1,21 @@
 """Training a network and measuring its accuracy: the one SGD of baseline, condense and evaluate.
 
-Shapes: N = number of images, image = (ch, h, w).
+Shapes: N = number of images, image = (ch, h, w), K = networks that are trained side by side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from condensation.augmentation import Draw, apply_augmentation
+from condensation.augmentation import Draw
+from condensation.batches import Batches
 from condensation.checkpoints import Checkpoint
-from condensation.derivatives import classification_loss
 from condensation.networks import Network, Theta
+from condensation.real_images import RealImages
+from condensation.stacked import Gradient, one_gradient
 from condensation.states import State, momentum_of, put_momentum
 
 Schedule = Callable[[float], float]
@@ -42,22 +45,41 @@ def linear_decay(progress: float) -> float:
     return 1 - progress
 
 
+class Settings(TypedDict):
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the images, each in a new random order.
+        batch_size: Images in a step; the last step of an epoch takes what is left.
+        learning_rate: Before the schedule's factor.
+        momentum: Of SGD.
+        weight_decay: Of SGD, on all parameters.
+        schedule: Factor of the learning rate at each step; `constant` unless given.
+        augmentation: Drawn anew for each image in each epoch; none unless given.
+        on_step: Called after each step of each network, for instance to move a progress bar; also
+            for the steps of an earlier run that the checkpoint goes on from.
+        checkpoint: Where to go on from, and where to note how far the training is.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: NotRequired[Schedule]
+    augmentation: NotRequired[Draw | None]
+    on_step: NotRequired[Callable[[], object] | None]
+    checkpoint: NotRequired[Checkpoint | None]
+
+
 def train(
     theta: Theta,
     network: Network,
-    images: Tensor,
+    images: Tensor | RealImages,
     labels: Tensor,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
     generator: torch.Generator,
-    schedule: Schedule = constant,
-    augmentation: Draw | None = None,
-    on_step: Callable[[], object] | None = None,
-    checkpoint: Checkpoint | None = None,
+    **settings: Unpack[Settings],
 ) -> Theta:
     """Train a network by SGD on the mean cross-entropy and return its parameters.
 
@@ -66,84 +88,93 @@ def train(
         network: The network.
         images: (N, ch, h, w), normalised.
         labels: (N,) int64.
-        epochs: Passes over the images, each in a new random order.
-        batch_size: Images in a step; the last step of an epoch takes what is left.
-        learning_rate: Before the schedule's factor.
-        momentum: Of SGD.
-        weight_decay: Of SGD, on all parameters.
         generator: Draws the order and the augmentation.
-        schedule: Factor of the learning rate at each step.
-        augmentation: Drawn anew for each image in each epoch.
-        on_step: Called after each step, for instance to move a progress bar; also for the steps
-            of an earlier run that the checkpoint goes on from.
-        checkpoint: Where to go on from, and where to note how far the training is.
+        **settings: See `Settings`.
     """
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
+    gradient = one_gradient(network)
+    return train_together([theta], gradient, [images], [labels], [generator], **settings)[0]
+
+
+def train_together(
+    thetas: Sequence[Theta],
+    gradient: Gradient,
+    images: Sequence[Tensor | RealImages],
+    labels: Sequence[Tensor],
+    generators: Sequence[torch.Generator],
+    **settings: Unpack[Settings],
+) -> list[Theta]:
+    """Train K networks side by side, each as if it were alone, and return their parameters.
+
+    Args:
+        thetas: Of each network, the parameters to begin with; they are left as they are.
+        gradient: Of the loss of each.
+        images: Of each network, (N, ch, h, w), normalised; as many of each.
+        labels: Of each network, (N,) int64.
+        generators: Of each network: draws the order and the augmentation.
+        **settings: See `Settings`.
+    """
+    leaves = {name: torch.stack([theta[name] for theta in thetas]).detach() for name in thetas[0]}
     optimiser = torch.optim.SGD(
-        leaves.values(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+        leaves.values(),
+        lr=settings["learning_rate"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+        fused=True,
     )
-    size = (images.shape[-2], images.shape[-1])
-    steps_per_epoch = -(-len(images) // batch_size)
-    total = epochs * steps_per_epoch
-    first, order = 0, torch.empty(0, dtype=torch.int64)
+    batches = Batches(
+        images,
+        labels,
+        generators,
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        augmentation=settings.get("augmentation"),
+    )
+    schedule, checkpoint = settings.get("schedule", constant), settings.get("checkpoint")
+    on_step = settings.get("on_step") or (lambda: None)
+    done = 0
     if checkpoint is not None and (state := checkpoint.load()) is not None:
-        first, order = _restore(state, leaves, optimiser, generator)
-        if on_step is not None:
-            for _ in range(first):
-                on_step()
-    for step in range(first, total):
-        begin = step % steps_per_epoch * batch_size
-        if begin == 0:
-            order = torch.randperm(len(images), generator=generator).to(images.device)
-        chosen = order[begin : begin + batch_size]
-        optimiser.param_groups[0]["lr"] = learning_rate * schedule(step / total)
-        batch = images[chosen]
-        if augmentation is not None:
-            batch = apply_augmentation(batch, augmentation(len(batch), size, generator))
-        optimiser.zero_grad()
-        classification_loss(leaves, network.first_order, batch, labels[chosen]).backward()
+        done = _restore(state, leaves, optimiser, batches)
+        for _ in range(done * len(thetas)):
+            on_step()
+    for shown, answers in batches.steps(done):
+        optimiser.param_groups[0]["lr"] = settings["learning_rate"] * schedule(done / batches.total)
+        for name, value in gradient(leaves, shown, answers).items():
+            leaves[name].grad = value.contiguous()
         optimiser.step()
-        if on_step is not None:
+        done += 1
+        for _ in thetas:
             on_step()
         if checkpoint is not None:
-            checkpoint.offer(partial(_state, step + 1, order, leaves, optimiser, generator))
-    return {name: value.detach() for name, value in leaves.items()}
+            checkpoint.offer(partial(_state, done, leaves, optimiser, batches))
+    return [{name: value[k] for name, value in leaves.items()} for k in range(len(thetas))]
 
 
-def _state(
-    done: int,
-    order: Tensor,
-    leaves: Theta,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> State:
-    # After `done` steps, the last of them in an epoch of this order of the images.
+def _state(done: int, leaves: Theta, optimiser: torch.optim.Optimizer, batches: Batches) -> State:
     parameters = {f"theta/{name}": value for name, value in leaves.items()}
-    draws = {"order": order, "generator": generator.get_state()}
-    return State({**parameters, **momentum_of(optimiser, leaves), **draws}, {"steps": done})
+    tensors = {**parameters, **momentum_of(optimiser, leaves), **batches.state()}
+    return State(tensors, {"steps": done})
 
 
 def _restore(
-    state: State, leaves: Theta, optimiser: torch.optim.Optimizer, generator: torch.Generator
-) -> tuple[int, Tensor]:
-    # Put everything to where it was; return the steps done and the order of the epoch.
-    with torch.no_grad():
-        for name, value in leaves.items():
-            value.copy_(state.tensors[f"theta/{name}"])
+    state: State, leaves: Theta, optimiser: torch.optim.Optimizer, batches: Batches
+) -> int:
+    # Put everything to where it was; return the steps done.
+    for name, value in leaves.items():
+        value.copy_(state.tensors[f"theta/{name}"])
     put_momentum(state.tensors, optimiser, leaves)
-    generator.set_state(state.tensors["generator"])
-    device = next(iter(leaves.values())).device
-    return state.record["steps"], state.tensors["order"].to(device)
+    batches.restore(state.tensors)
+    steps: int = state.record["steps"]
+    return steps
 
 
 @torch.no_grad()
-def predict(theta: Theta, network: Network, images: Tensor) -> Tensor:
+def predict(theta: Theta, network: Network, images: Tensor | RealImages) -> Tensor:
     """Return the class (N,) that the network gives each of the images (N, ch, h, w)."""
     block = ACCURACY_BLOCK.get(images.device.type, 1000)
     return torch.cat([network.first_order(theta, part).argmax(1) for part in images.split(block)])
 
 
-def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> float:
+def accuracy(theta: Theta, network: Network, images: Tensor | RealImages, labels: Tensor) -> float:
     """Return the percentage of images (N, ch, h, w) that the network gives their label (N,)."""
     return 100 * (predict(theta, network, images) == labels).sum().item() / len(labels)
 

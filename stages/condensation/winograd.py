@@ -82,7 +82,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         tiles = _transform_tiles(images)
         ctx.save_for_backward(tiles, weight)
-        filters = _transform_filters(_matrices(weight.dtype).filter, weight)
+        filters = transform_filters(weight)
         return _products(tiles, filters.transpose(1, 2), images.shape).add_(bias)
 
     @staticmethod
@@ -94,17 +94,24 @@ class _Convolution(torch.autograd.Function):
         of_images = None
         if ctx.needs_input_grad[0]:
             # The transposed convolution: filters turned by 180 degrees, channels exchanged.
-            filters = _transform_filters(matrices.flipped_filter, weight)
+            filters = transform_filters(weight, turned=True)
             of_images = _products(_transform_tiles(slope), filters, slope.shape)
         of_products = (matrices.output.T @ _cut(slope)).view(36, -1, slope.shape[-1])
-        of_filters = torch.bmm(of_products.transpose(1, 2), tiles).view(36, -1)
-        of_weight = (of_filters.T @ matrices.filter).view(weight.shape)
+        of_weight = transform_filters_back(torch.bmm(of_products.transpose(1, 2), tiles))
         return of_images, of_weight, slope.flatten(0, 2).sum(0)
 
 
-def _transform_filters(matrix: Tensor, weight: Tensor) -> Tensor:
-    # (o, c, 3, 3) -> (36, o, c)
+def transform_filters(weight: Tensor, turned: bool = False) -> Tensor:
+    """Return G w G' of filters (o, c, 3, 3) as (36, o, c); `turned`, those by 180 degrees."""
+    matrices = _matrices(weight.dtype)
+    matrix = matrices.flipped_filter if turned else matrices.filter
     return (matrix @ weight.reshape(-1, 9).T).view(36, *weight.shape[:2])
+
+
+def transform_filters_back(of_filters: Tensor) -> Tensor:
+    """Return the slope (o, c, 3, 3) of the filters for that of what they become, (36, o, c)."""
+    matrix = _matrices(of_filters.dtype).filter
+    return (matrix.T @ of_filters.flatten(1)).T.reshape(*of_filters.shape[1:], 3, 3)
 
 
 def _transform_tiles(images: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""Whether the compiled kernels are used: what `compile` in params.yaml comes to on this machine."""
+
+import torch
+from torch import Tensor, nn
+
+from condensation import kernels
+from condensation.fused import FEWEST_TILES, FusedSequential, fused
+from condensation.layers import AveragePool
+from condensation.networks import Network
+
+FEWEST_IMAGES = 5000
+"""Images through the network from which `auto` builds: a ConvNet of the published width saves about
+0.8 ms an image on two cores, and the build takes 1 to 4 seconds. The time of the build is not in
+the seconds of the stages."""
+
+TOLERANCE = 1e-4
+"""Largest difference from PyTorch's operators, relative to the largest number, in float32."""
+
+
+def choose_kernels(setting: str, network: Network, device: torch.device, num_images: int) -> str:
+    """Build the kernels if that is wanted and pays, check them, and say in one line what was done.
+
+    Args:
+        setting: auto, on or off.
+        network: What will be differentiated.
+        device: Where.
+        num_images: That will go through it, each as often as it does.
+    """
+    kernels.discard()
+    reason = _against(setting, network, device, num_images) or kernels.build()
+    if not reason and (error := largest_error()) > TOLERANCE:
+        kernels.discard()
+        reason = f"their results differ by {error:.1g} from PyTorch's"
+    if reason:
+        return f"compile: {setting}; not compiled: {reason}"
+    return f"compile: {setting}; compiled: 3 x 3 convolution, norm and pooling on the CPU"
+
+
+def _against(setting: str, network: Network, device: torch.device, num_images: int) -> str:
+    # Why not even to try.
+    if setting == "off":
+        return "off in params.yaml"
+    if device.type != "cpu":
+        return "the kernels are for the CPU"
+    channels = kernels.VECTOR_BYTES // torch.float32.itemsize
+    layers = network.fused.children() if isinstance(network.fused, FusedSequential) else ()
+    filters = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    if not any(number % channels == 0 for number in filters):
+        return (
+            "the network has no block of 3 x 3 convolution, instance norm, ReLU and average "
+            f"pooling with a multiple of {channels} filters"
+        )
+    if setting == "auto" and num_images < FEWEST_IMAGES:
+        return f"too little work, {num_images} images through the network"
+    return ""
+
+
+def largest_error() -> float:
+    """Compare the kernels, as built, with PyTorch's operators on a small network.
+
+    Returns:
+        The largest difference of the slopes of all parameters, relative to the largest slope.
+    """
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for channels in (1, 32):
+        convolution, norm = nn.Conv2d(channels, 32, 3, padding=1), nn.GroupNorm(32, 32)
+        layers += [convolution, norm, nn.ReLU(), AveragePool()]
+    plain = nn.Sequential(*layers)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    images = torch.randn(2 * FEWEST_TILES // 4, 1, 16, 16, generator=generator)
+
+    def slopes(module: nn.Module) -> Tensor:
+        loss = module(images).square().mean()
+        parts = torch.autograd.grad(loss, list(module.parameters()))
+        return torch.cat([part.flatten() for part in parts])
+
+    expected = slopes(plain)
+    return ((slopes(fused(plain)) - expected).abs().max() / expected.abs().max()).item()

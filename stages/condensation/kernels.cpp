@@ -1,0 +1,348 @@
+// What `compiled_blocks.py` computes between its products of matrices, on one core: the same
+// formulas as `winograd.py` and `fused.py`, in one pass each, a few channels at a time, so that
+// what is computed in between stays in the nearest cache.
+//
+// Shapes: N images of h x w, o = channels = m * V with V the channels in one vector; P = N * h * w
+// / 16 tiles, of which each of the 36 entries is a plane of P x o numbers, `plane` apart. Images are (N, h, w, o); what is kept for the backward pass is (N, m, h * w, V).
+
+#include <cstring>
+#include <vector>
+
+namespace {
+
+template <typename T>
+struct Vector {
+    typedef T type __attribute__((vector_size(64)));
+    static constexpr int size = 64 / sizeof(T);
+};
+
+template <typename T>
+using Vec = typename Vector<T>::type;
+
+template <typename T>
+inline Vec<T> load(const T *from) {
+    Vec<T> value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <typename T>
+inline void store(T *to, Vec<T> value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+template <typename V, typename T>
+inline V maximum(V a, T zero) {
+    return a > zero ? a : V{} + zero;
+}
+
+// Lavin and Gray, F(4 x 4, 3 x 3): B' d, A' m and A g along one axis.
+template <typename V>
+inline void input_axis(const V *d, int step, V *out, int out_step) {
+    V d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step],
+      d5 = d[5 * step];
+    V even = d4 - 4 * d2, odd = d3 - 4 * d1, even2 = d4 - d2, odd2 = 2 * (d3 - d1);
+    out[0] = 4 * d0 - 5 * d2 + d4;
+    out[out_step] = even + odd;
+    out[2 * out_step] = even - odd;
+    out[3 * out_step] = even2 + odd2;
+    out[4 * out_step] = even2 - odd2;
+    out[5 * out_step] = 4 * d1 - 5 * d3 + d5;
+}
+
+template <typename V>
+inline void output_axis(const V *m, int step, V *out, int out_step) {
+    V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
+    V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
+    out[0] = m[0] + sum1 + sum2;
+    out[out_step] = difference1 + 2 * difference2;
+    out[2 * out_step] = sum1 + 4 * sum2;
+    out[3 * out_step] = difference1 + 8 * difference2 + m[5 * step];
+}
+
+template <typename V>
+inline void slope_axis(const V *g, int step, V *out, int out_step) {
+    V g0 = g[0], g1 = g[step], g2 = g[2 * step], g3 = g[3 * step];
+    V even = g0 + g2, odd = g1 + g3, even4 = g0 + 4 * g2, odd8 = 2 * g1 + 8 * g3;
+    out[0] = g0;
+    out[out_step] = even + odd;
+    out[2 * out_step] = even - odd;
+    out[3 * out_step] = even4 + odd8;
+    out[4 * out_step] = even4 - odd8;
+    out[5 * out_step] = g3;
+}
+
+// B' d B of the 6 x 6 window at `d`, whose rows are `row` vectors apart.
+template <typename T>
+inline void transform_window(const Vec<T> *d, int row, T *out, long plane) {
+    Vec<T> half[36], whole[36];
+    for (int x = 0; x < 6; x++) input_axis(d + x, row, half + x, 6);
+    for (int y = 0; y < 6; y++) input_axis(half + 6 * y, 1, whole + 6 * y, 1);
+    for (int e = 0; e < 36; e++) store(out + e * plane, whole[e]);
+}
+
+// A g A' of the 4 x 4 tile at `g`.
+template <typename T>
+inline void transform_tile(const Vec<T> *g, int row, T *out, long plane) {
+    Vec<T> half[24], whole[36];
+    for (int x = 0; x < 4; x++) slope_axis(g + x, row, half + x, 4);
+    for (int y = 0; y < 6; y++) slope_axis(half + 4 * y, 1, whole + 6 * y, 1);
+    for (int e = 0; e < 36; e++) store(out + e * plane, whole[e]);
+}
+
+// A' m A of the 36 products at `m`, into a tile whose rows are `row` vectors apart.
+template <typename T>
+inline void inverse_tile(const T *m, long plane, Vec<T> *out, int row) {
+    Vec<T> products[36], half[24];
+    for (int e = 0; e < 36; e++) products[e] = load(m + e * plane);
+    for (int x = 0; x < 6; x++) output_axis(products + x, 6, half + x, 6);
+    for (int y = 0; y < 4; y++) output_axis(half + 6 * y, 1, out + y * row, 1);
+}
+
+template <typename T>
+void input_transform(const T *images, T *tiles, long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long padded = w + 2;
+    std::vector<Vec<T>> scratch((h + 2) * padded, Vec<T>{});
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            for (long y = 0; y < h; y++)
+                for (long x = 0; x < w; x++)
+                    scratch[(y + 1) * padded + x + 1] = load(images + ((n * h + y) * w + x) * o + j);
+            T *out = tiles + n * h * w / 16 * o + j;
+            for (long y = 0; y < h; y += 4)
+                for (long x = 0; x < w; x += 4, out += o)
+                    transform_window<T>(&scratch[y * padded + x], padded, out, plane);
+        }
+}
+
+template <typename T>
+void output_transform(const T *products, T *images, long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    Vec<T> tile[16];
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            const T *from = products + n * h * w / 16 * o + j;
+            for (long y = 0; y < h; y += 4)
+                for (long x = 0; x < w; x += 4, from += o) {
+                    inverse_tile<T>(from, plane, tile, 4);
+                    for (int e = 0; e < 16; e++)
+                        store(images + ((n * h + y + e / 4) * w + x + e % 4) * o + j, tile[e]);
+                }
+        }
+}
+
+// Normalise p vectors in place; return their mean and 1 / standard deviation.
+template <typename T>
+inline void normalise(Vec<T> *pixels, long p, T eps, Vec<T> &inverse) {
+    Vec<T> sums[4] = {};
+    for (long i = 0; i < p; i++) sums[i & 3] += pixels[i];
+    Vec<T> mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / T(p), squares[4] = {};
+    for (long i = 0; i < p; i++) {
+        pixels[i] -= mean;
+        squares[i & 3] += pixels[i] * pixels[i];
+    }
+    Vec<T> variance = ((squares[0] + squares[1]) + (squares[2] + squares[3])) / T(p);
+    for (int v = 0; v < Vector<T>::size; v++) inverse[v] = 1 / __builtin_sqrt(variance[v] + eps);
+    for (long i = 0; i < p; i++) pixels[i] *= inverse;
+}
+
+// ReLU of scale * pixels + shift, and the mean of each 2 x 2; `pooled` is (h / 2, w / 2, o) at j.
+template <typename T>
+inline void pool(const Vec<T> *pixels, Vec<T> scale, Vec<T> shift, T *pooled, long h, long w,
+                 long o) {
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, pooled += o) {
+            const Vec<T> *at = pixels + y * w + x;
+            Vec<T> upper = maximum(at[0] * scale + shift, T(0)) + maximum(at[1] * scale + shift, T(0));
+            Vec<T> lower =
+                maximum(at[w] * scale + shift, T(0)) + maximum(at[w + 1] * scale + shift, T(0));
+            store(pooled, (upper + lower) * T(0.25));
+        }
+}
+
+// Replace normalised pixels, rows `row` vectors apart, by the slope with respect to what was
+// normalised; `slope` is (h / 2, w / 2, o) at j. Adds to the slopes of scale, shift and bias.
+template <typename T>
+inline void norm_backward(Vec<T> *pixels, long row, const T *slope, Vec<T> inverse, Vec<T> scale,
+                          Vec<T> shift, long h, long w, long o, T *of_scale, T *of_shift,
+                          T *of_bias) {
+    Vec<T> total[2] = {}, aligned[2] = {}, zero = {};
+    const T *from = slope;
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, from += o) {
+            Vec<T> value = load(from) * T(0.25);
+            for (int e = 0; e < 4; e++) {
+                Vec<T> at = pixels[(y + e / 2) * row + x + e % 2];
+                Vec<T> kept = at * scale + shift > zero ? value : zero;
+                total[e & 1] += kept;
+                aligned[e & 1] += kept * at;
+            }
+        }
+    Vec<T> sum = total[0] + total[1], along = aligned[0] + aligned[1];
+    store(of_shift, load(of_shift) + sum);
+    store(of_scale, load(of_scale) + along);
+    Vec<T> factor = scale * inverse, offset = factor * sum / T(h * w),
+           slant = factor * along / T(h * w), bias = {};
+    from = slope;
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, from += o) {
+            Vec<T> value = load(from) * T(0.25) * factor;
+            for (int e = 0; e < 4; e++) {
+                Vec<T> &at = pixels[(y + e / 2) * row + x + e % 2];
+                Vec<T> kept = at * scale + shift > zero ? value : zero;
+                at = kept - offset - at * slant;
+                bias += at;
+            }
+        }
+    store(of_bias, load(of_bias) + bias);
+}
+
+template <typename T>
+void block_forward(const T *products, const T *bias, const T *scale, const T *shift, T eps,
+                   T *normalised, T *inverses, T *pooled, long plane, long N, long h, long w,
+                   long o) {
+    constexpr int V = Vector<T>::size;
+    std::vector<Vec<T>> scratch(h * w);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            const T *from = products + n * h * w / 16 * o + j;
+            for (long y = 0; y < h; y += 4)
+                for (long x = 0; x < w; x += 4, from += o)
+                    inverse_tile<T>(from, plane, &scratch[y * w + x], w);
+            // The bias only moves the mean; it is added so that rounding is that of the definition.
+            Vec<T> moved = load(bias + j), inverse;
+            for (auto &pixel : scratch) pixel += moved;
+            normalise<T>(scratch.data(), h * w, eps, inverse);
+            store(inverses + n * o + j, inverse);
+            std::memcpy(normalised + (n * o + j) * h * w, scratch.data(), h * w * sizeof(Vec<T>));
+            pool<T>(scratch.data(), load(scale + j), load(shift + j),
+                    pooled + n * h * w / 4 * o + j, h, w, o);
+        }
+}
+
+template <typename T>
+void block_backward(const T *slope, const T *normalised, const T *inverses, const T *scale,
+                    const T *shift, T *of_products, T *tiles, T *of_scale, T *of_shift, T *of_bias,
+                    long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long row = w + 2;
+    std::vector<Vec<T>> scratch((h + 2) * row, Vec<T>{});
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            const T *kept = normalised + (n * o + j) * h * w;
+            for (long y = 0; y < h; y++)
+                std::memcpy(&scratch[(y + 1) * row + 1], kept + y * w * V, w * sizeof(Vec<T>));
+            norm_backward<T>(&scratch[row + 1], row, slope + n * h * w / 4 * o + j,
+                             load(inverses + n * o + j), load(scale + j), load(shift + j), h, w, o,
+                             of_scale + j, of_shift + j, of_bias + j);
+            long place = n * h * w / 16 * o + j;
+            for (long y = 0; y < h; y += 4)
+                for (long x = 0; x < w; x += 4, place += o) {
+                    transform_tile<T>(&scratch[(y + 1) * row + x + 1], row, of_products + place,
+                                      plane);
+                    transform_window<T>(&scratch[y * row + x], row, tiles + place, plane);
+                }
+        }
+}
+
+// The first block: a direct convolution of few channels c, padded: (N, c, h, w), borders included.
+template <typename T>
+inline void convolve(const T *image, const T *weight, Vec<T> bias, Vec<T> *out, long c, long h,
+                     long w, long o) {
+    long H = h - 2, W = w - 2;
+    for (long i = 0; i < H * W; i++) out[i] = bias;
+    for (long a = 0; a < c; a++) {
+        Vec<T> taps[9];
+        for (int t = 0; t < 9; t++) taps[t] = load(weight + (a * 9 + t) * o);
+        for (long y = 0; y < H; y++)
+            for (long x = 0; x < W; x++) {
+                const T *at = image + (a * h + y) * w + x;
+                Vec<T> sum = out[y * W + x];
+                for (int t = 0; t < 9; t++) sum += taps[t] * at[t / 3 * w + t % 3];
+                out[y * W + x] = sum;
+            }
+    }
+}
+
+template <typename T>
+void first_forward(const T *images, const T *weight, const T *bias, const T *scale, const T *shift,
+                   T eps, T *pooled, long N, long c, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2;
+    std::vector<Vec<T>> scratch(H * W);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            Vec<T> inverse;
+            convolve<T>(images + n * c * h * w, weight + j, load(bias + j), scratch.data(), c, h, w,
+                        o);
+            normalise<T>(scratch.data(), H * W, eps, inverse);
+            pool<T>(scratch.data(), load(scale + j), load(shift + j),
+                    pooled + n * H * W / 4 * o + j, H, W, o);
+        }
+}
+
+template <typename T>
+void first_backward(const T *slope, const T *images, const T *weight, const T *bias,
+                    const T *scale, const T *shift, T eps, T *of_weight, T *of_scale, T *of_shift,
+                    T *of_bias, long N, long c, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2;
+    std::vector<Vec<T>> scratch(H * W);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            // Computed again: that takes less time than to keep it in memory.
+            Vec<T> inverse;
+            convolve<T>(images + n * c * h * w, weight + j, load(bias + j), scratch.data(), c, h, w,
+                        o);
+            normalise<T>(scratch.data(), H * W, eps, inverse);
+            norm_backward<T>(scratch.data(), W, slope + n * H * W / 4 * o + j, inverse,
+                             load(scale + j), load(shift + j), H, W, o, of_scale + j, of_shift + j,
+                             of_bias + j);
+            for (long a = 0; a < c; a++) {
+                Vec<T> sums[9] = {};
+                for (long y = 0; y < H; y++)
+                    for (long x = 0; x < W; x++) {
+                        const T *at = images + ((n * c + a) * h + y) * w + x;
+                        Vec<T> value = scratch[y * W + x];
+                        for (int t = 0; t < 9; t++) sums[t] += value * at[t / 3 * w + t % 3];
+                    }
+                for (int t = 0; t < 9; t++) {
+                    T *to = of_weight + (a * 9 + t) * o + j;
+                    store(to, load(to) + sums[t]);
+                }
+            }
+        }
+}
+
+}  // namespace
+
+#define FOR_TYPE(T, name)                                                                          \
+    extern "C" void input_transform_##name(const T *a, T *b, long p, long N, long h, long w, long o) {     \
+        input_transform<T>(a, b, p, N, h, w, o);                                                      \
+    }                                                                                              \
+    extern "C" void output_transform_##name(const T *a, T *b, long p, long N, long h, long w, long o) {    \
+        output_transform<T>(a, b, p, N, h, w, o);                                                     \
+    }                                                                                              \
+    extern "C" void block_forward_##name(const T *a, const T *b, const T *c, const T *d, T *e,     \
+                                         T *f, T *g, double eps, long p, long N, long h, long w, long o) { \
+        block_forward<T>(a, b, c, d, eps, e, f, g, p, N, h, w, o);                                    \
+    }                                                                                              \
+    extern "C" void block_backward_##name(const T *a, const T *b, const T *c, const T *d,          \
+                                          const T *e, T *f, T *g, T *i, T *j, T *k, long p, long N,        \
+                                          long h, long w, long o) {                                \
+        block_backward<T>(a, b, c, d, e, f, g, i, j, k, p, N, h, w, o);                               \
+    }                                                                                              \
+    extern "C" void first_forward_##name(const T *a, const T *b, const T *c, const T *d,           \
+                                         const T *e, T *f, double eps, long N, long ch, long h,    \
+                                         long w, long o) {                                         \
+        first_forward<T>(a, b, c, d, e, eps, f, N, ch, h, w, o);                                   \
+    }                                                                                              \
+    extern "C" void first_backward_##name(const T *a, const T *b, const T *c, const T *d,          \
+                                          const T *e, const T *f, T *g, T *i, T *j, T *k,          \
+                                          double eps, long N, long ch, long h, long w, long o) {   \
+        first_backward<T>(a, b, c, d, e, f, eps, g, i, j, k, N, ch, h, w, o);                      \
+    }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(double, float64)

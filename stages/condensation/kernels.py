@@ -1,0 +1,88 @@
+"""The compiled passes of `kernels.cpp`: built by the C++ compiler of the machine, called by name.
+
+Nothing is built until `build` is called; without it, or without a compiler, everything is computed
+by PyTorch's operators.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+COMPILERS = ("c++", "g++", "clang++")
+"""Tried in turn, after the one that the environment variable CXX names."""
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+VECTOR_BYTES = 64
+"""Channels are computed so many bytes at a time: their number has to be a multiple."""
+
+MOST_THREADS = 3
+"""A kernel runs on one core, as fast as PyTorch's operators on three; a thread that has more cores
+for its operators does without."""
+
+_library: list[ctypes.CDLL] = []
+
+
+def build() -> str:
+    """Compile the kernels for this processor and put them to use; takes seconds, the first time.
+
+    Returns:
+        Empty, or why they are not used.
+    """
+    if _library:
+        return ""
+    names = (os.environ.get("CXX", ""), *COMPILERS)
+    compiler = next((path for path in map(shutil.which, names) if path), None)
+    if compiler is None:
+        return "there is no C++ compiler"
+    source = str(Path(__file__).with_name("kernels.cpp"))
+    with tempfile.TemporaryDirectory() as folder:
+        target = str(Path(folder) / "kernels.so")
+        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", target, source]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            _library.append(ctypes.CDLL(target))
+        except (subprocess.CalledProcessError, OSError) as error:
+            said = getattr(error, "stderr", "") or str(error)
+            return f"{compiler} failed: {said.strip().splitlines()[-1]}"
+    return ""
+
+
+def discard() -> None:
+    """Use the kernels no more."""
+    _library.clear()
+
+
+def usable(dtype: torch.dtype, channels: int) -> bool:
+    """Whether the kernels are built and take these channels."""
+    return (
+        bool(_library)
+        and dtype in DTYPES
+        and channels % (VECTOR_BYTES // dtype.itemsize) == 0
+        and torch.get_num_threads() <= MOST_THREADS
+    )
+
+
+def call(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
+    """Call a kernel; other threads run meanwhile.
+
+    Args:
+        name: Of the function, without its type.
+        arguments: Tensors of one type, laid out as the kernel reads or fills them, and numbers.
+        sizes: The integers that come last.
+    """
+    dtypes = {value.dtype for value in arguments if isinstance(value, Tensor)}
+    assert len(dtypes) == 1
+    function = getattr(_library[0], f"{name}_{DTYPES[dtypes.pop()]}")
+    function.restype = None
+    values = [
+        ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else ctypes.c_double(value)
+        for value in arguments
+    ]
+    function(*values, *map(ctypes.c_long, sizes))

@@ -1,0 +1,165 @@
+"""The tables of a study for its readers, as blocks of a document."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from condensation.documents import Block, Heading, Paragraph, Table
+from condensation.study_comparison import Cells
+from condensation.study_records import describe, is_at_edge
+from condensation.study_settings import Study
+
+
+def study_blocks(
+    study: Study,
+    cells: Cells,
+    accuracies: pd.DataFrame,
+    compared: pd.DataFrame,
+    times: pd.DataFrame,
+) -> list[Block]:
+    """Return the tables of each panel and network, and what has not been measured.
+
+    Args:
+        study: The study.
+        cells: What was measured.
+        accuracies: Of `summarise`.
+        compared: Of `compare`.
+        times: Of `times_to_targets`.
+    """
+    blocks: list[Block] = [Paragraph(_measured_text(study, cells))]
+    for (panel, network), rows in accuracies.groupby(["panel", "network"], sort=False):
+        blocks.append(Heading(facet_title(study, str(panel), str(network), accuracies)))
+        blocks.append(_accuracy_table(study, cells, rows))
+        of_facet = compared[(compared["panel"] == panel) & (compared["network"] == network)]
+        for by, what in (("iteration", "iterations"), ("seconds", "seconds")):
+            part = of_facet[of_facet["by"] == by]
+            if not part.empty:
+                blocks.append(
+                    Paragraph(
+                        f"Difference from {study.reference} in percentage points, set by set, at "
+                        f"equal {what}"
+                        + ("" if by == "iteration" else " (those of the reference; interpolated)")
+                        + ", with its 95 % interval:"
+                    )
+                )
+                blocks.append(_difference_table(part))
+        part = times[(times["panel"] == panel) & (times["network"] == network)]
+        if not part.empty:
+            blocks.append(
+                Paragraph(
+                    "Iterations, and seconds of one set's condensation, to a mean accuracy of "
+                    + "; ".join(f"{target:g} %" for target in dict.fromkeys(part["target"]))
+                    + ":"
+                )
+            )
+            blocks.append(_target_table(part))
+    return blocks
+
+
+def facet_title(study: Study, panel: str, network: str, accuracies: pd.DataFrame) -> str:
+    """Return what a panel and the network that was trained are called together."""
+    title = study.panels[panel]
+    several = accuracies.groupby("panel")["network"].nunique().max() > 1
+    return f"{title}, {network} trained" if several else title
+
+
+def _measured_text(study: Study, cells: Cells) -> str:
+    missing = [key for key in study.arms if key not in cells]
+    devices = sorted({cell.record["device"] for cell in cells.values()})
+    commits = sorted({str(cell.record["commit"])[:7] for cell in cells.values()})
+    protocols = sorted({p for cell in cells.values() for p in cell.record["protocols"].values()})
+    text = (
+        f"{len(cells)} of {len(study.arms)} arms measured ({'; '.join(devices)}; commit "
+        f"{', '.join(commits)}; evaluation {', '.join(protocols)})."
+    )
+    if missing:
+        text += f" Not measured: {', '.join(missing)}."
+    edges = [key for key in cells if is_at_edge(study.folder / f"tuning/{key}.csv")]
+    if edges:
+        text += f" Chosen at the edge of what was tried: {', '.join(edges)}."
+    changed = [key for key, cell in cells.items() if cell.record["modified"]]
+    if changed:
+        text += f" With changes beside the commit: {', '.join(changed)}."
+    return text
+
+
+def _accuracy_table(study: Study, cells: Cells, rows: pd.DataFrame) -> Table:
+    iterations = sorted({*rows["iteration"]})
+    body = []
+    for arm, of_arm in rows.groupby("arm", sort=False):
+        found = of_arm.set_index("iteration")
+        last = found.iloc[-1]
+        cells_of_row = [
+            interval(found.loc[i, "accuracy"], found.loc[i, "half_width"])
+            if i in found.index
+            else ""
+            for i in iterations
+        ]
+        body.append(
+            [
+                str(last["label"]),
+                describe(cells[str(arm)].record["chosen"]),
+                *cells_of_row,
+                f"{last['std']:.1f}",
+                f"{last['networks']:.0f} ({last['sets']:.0f})",
+                f"{last['seconds']:.1f}",
+            ]
+        )
+        if study.published:
+            published = study.published.get(str(last["label"]), {}).get(str(last["network"]))
+            body[-1].append("{} ± {}".format(*published) if published else "")
+    header = ["arm", "tuned", *map(str, iterations), "std", "networks (sets)", "seconds"]
+    return Table(header + ["published"] * bool(study.published), body)
+
+
+def _difference_table(rows: pd.DataFrame) -> Table:
+    points = list(dict.fromkeys(rows["at"]))
+    body = []
+    for _, of_arm in rows.groupby("arm", sort=False):
+        found = of_arm.set_index("at")
+        values = [
+            interval(found.loc[at, "difference"], found.loc[at, "half_width"], "+.1f")
+            if at in found.index
+            else ""
+            for at in points
+        ]
+        body.append([str(of_arm["label"].iloc[0]), *values])
+    return Table(["arm", *(f"{point:.4g}" for point in points)], body)
+
+
+def _target_table(rows: pd.DataFrame) -> Table:
+    targets = list(dict.fromkeys(rows["target"]))
+    body = []
+    for label, of_arm in rows.groupby("label", sort=False):
+        found = of_arm.set_index("target")
+        values = []
+        for target in targets:
+            steps, seconds = found.loc[target, ["iterations", "seconds"]]
+            values.append("never" if pd.isna(steps) else f"{steps:.0f} ({seconds:.1f} s)")
+        body.append([str(label), *values])
+    return Table(["arm", *(f"{target:g} %" for target in targets)], body)
+
+
+def interval(mean: float, half_width: float, form: str = ".1f") -> str:
+    """Return a mean and the half width of its interval, where there is one."""
+    return f"{mean:{form}}" + ("" if math.isnan(half_width) else f" ± {half_width:.1f}")
+
+
+def transfer_table(study: Study, accuracies: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
+    """Return the final accuracies by condensing and by trained network, ours and the published.
+
+    Columns: network (condensed on), evaluated, accuracy, std.
+    """
+    last = accuracies.groupby(["arm", "network"], sort=False).tail(1)
+    ours = last.rename(columns={"network": "evaluated"}).rename(columns={"label": "network"})
+    columns = ["network", "evaluated", "accuracy", "std"]
+    tables = {"here": ours[columns]}
+    rows: list[Sequence[object]] = [
+        (label, network, mean, std)
+        for label, of_label in study.published.items()
+        for network, (mean, std) in of_label.items()
+    ]
+    if rows:
+        tables["published"] = pd.DataFrame(rows, columns=columns)
+    return tables

@@ -1,0 +1,128 @@
+"""What a study has measured -> its tables, figures and metrics, beside its cells.
+
+python stages/summarize.py results/studies/<study>
+
+Arms that have not been measured are left out, and named in tables.md.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from condensation.documents import to_markdown
+from condensation.figure_style import save
+from condensation.files import write_bytes, write_json
+from condensation.study_comparison import Cells, compare, summarise, times_to_targets
+from condensation.study_plots import (
+    accuracy_curves,
+    arms_images,
+    curvature_terms,
+    final_accuracies,
+    losses,
+    transfer,
+)
+from condensation.study_records import read_cell
+from condensation.study_settings import Study, load_study
+from condensation.study_tables import facet_title, study_blocks, transfer_table
+
+DPI = 130
+DECIMALS = 3
+"""Of the numbers in the tables of values."""
+
+
+def main() -> None:
+    """Summarise one study.
+
+    Raises:
+        ValueError: None of its arms has been measured.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", type=Path, help="its folder")
+    folder: Path = parser.parse_args().study
+    study = load_study(folder)
+    found = {key: read_cell(folder / f"cells/{key}") for key in study.arms}
+    cells = {key: cell for key, cell in found.items() if cell is not None}
+    if not cells:
+        raise ValueError(f"{folder}: no arm has been measured")
+    accuracies = summarise(study, cells)
+    compared, times = compare(study, cells), times_to_targets(study, cells)
+    tables = {"summary": accuracies, "paired": compared, "targets": times}
+    for name, table in tables.items():
+        text = table.round(DECIMALS).to_csv(index=False)
+        write_bytes(folder / f"{name}.csv", text.encode())
+    for name, figure in figures(study, cells, accuracies).items():
+        save(figure, folder / f"figures/{name}.png", DPI)
+    blocks = study_blocks(study, cells, accuracies, compared, times)
+    write_bytes(folder / "tables.md", to_markdown(study.title, blocks, folder).encode())
+    write_json(folder / "metrics.json", {folder.name: metrics(accuracies)})
+    print(f"summarize: {folder.name}: {len(cells)} of {len(study.arms)} arms")
+
+
+def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, Figure]:
+    """Draw whatever the study has something to show for."""
+    facets = {
+        facet_title(study, str(panel), str(network), accuracies): {
+            str(label): table for label, table in rows.groupby("label", sort=False)
+        }
+        for (panel, network), rows in accuracies.groupby(["panel", "network"], sort=False)
+    }
+    drawn = {"final": final_accuracies(facets)}
+    if accuracies["iteration"].nunique() > 1:
+        drawn["accuracy"] = accuracy_curves(facets, "iteration")
+        drawn["seconds"] = accuracy_curves(facets, "seconds")
+        first_networks = {study.panels[panel]: facet for panel, facet in _by_panel(accuracies)}
+        drawn["loss"] = losses(first_networks)
+    for panel in study.panels:
+        arms = [arm for arm in study.of_panel(panel) if arm.key in cells]
+        if arms:
+            images = {arm.label: cells[arm.key].images for arm in arms}
+            drawn[f"images-{panel}"] = arms_images(images, ("start", "half way", "end"))
+    curvature = {
+        study.panels[panel]: {
+            arm.label: cells[arm.key].curvature
+            for arm in study.of_panel(panel)
+            if arm.key in cells and not cells[arm.key].curvature.empty
+        }
+        for panel in study.panels
+    }
+    if any(curvature.values()):
+        drawn["curvature"] = curvature_terms({k: v for k, v in curvature.items() if v})
+    if study.published and accuracies["network"].nunique() > 1:
+        drawn["transfer"] = transfer(transfer_table(study, accuracies))
+    return drawn
+
+
+def _by_panel(accuracies: pd.DataFrame) -> list[tuple[str, dict[str, pd.DataFrame]]]:
+    # The loss is one for all networks that were trained: the rows of the first.
+    panels = []
+    for panel, rows in accuracies.groupby("panel", sort=False):
+        first = rows[rows["network"] == rows["network"].iloc[0]]
+        panels.append((str(panel), {str(k): v for k, v in first.groupby("label", sort=False)}))
+    return panels
+
+
+def metrics(accuracies: pd.DataFrame) -> dict[str, Any]:
+    """Return the final accuracy of each arm and network, with its interval and n."""
+    found: dict[str, Any] = {}
+    for (arm, network), rows in accuracies.groupby(["arm", "network"], sort=False):
+        last = rows.iloc[-1]
+        width = float(last["half_width"])
+        found.setdefault(str(arm), {})[str(network)] = {
+            "accuracy": round(float(last["accuracy"]), 2),
+            "half_width": None if math.isnan(width) else round(width, 2),
+            "n": int(last["networks"]),
+            "sets": int(last["sets"]),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"summarize: {error}")
