@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import benchmark, cases
 from benchmarks.cases import ALL, GROWTH, KINDS, LADDER, Case, grown
 from benchmarks.figures import growth, measured
-from benchmarks.measure import Effort, interleave, rates, spread, work
+from benchmarks.measure import Effort, Record, interleave, rates, spread, work
 from benchmarks.tables import show
 from benchmarks.worker import serve
 from condensation import matching
@@ -99,7 +99,7 @@ def test_every_case_has_a_name_of_its_own_and_what_is_to_be_shown_is_there() -> 
     assert {case.kind for case in ALL} == {*KINDS}
 
 
-def written() -> benchmark.Record:
+def written() -> Record:
     """A file of the benchmark in which two cases are measured."""
     side = {
         "first_call": 3.0,
