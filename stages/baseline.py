@@ -16,10 +16,12 @@ from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
+from condensation.network_sizes import refusal
 from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
+from condensation.real_images import RealImages
 from condensation.spread import standard_deviation
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
@@ -68,8 +70,10 @@ def baseline(
     shared, own = params.baseline, params.baseline.by_network[name]
     real = load_training(Path("data/prepared"), params.split)
     scoring = load_scoring(Path("data/prepared"), params.split)
-    images, labels = real.normalise(real.images).to(device), real.labels.to(device)
-    scored, scored_labels = scoring.normalise(scoring.images).to(device), scoring.labels.to(device)
+    if reason := refusal(params.used_networks, real.image_shape, real.num_classes):
+        raise ValueError(reason)
+    images, labels = RealImages(real, device), real.labels.to(device)
+    scored, scored_labels = RealImages(scoring, device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
     steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
     seen = own.num_networks * own.epochs * len(labels)

@@ -34,6 +34,7 @@ from condensation.files import check_writable, together, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite, without_gradient
 from condensation.matching import Curvature, Matched, make_matching_step
+from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
 from condensation.params import Params, load_params, run_stage
 from condensation.progress import Progress
@@ -114,6 +115,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     settings = params.condense
     dataset = load_training(Path("data/prepared"), params.split)
     names = dataset.class_names
+    if reason := refusal(params.used_networks, dataset.image_shape, dataset.num_classes):
+        raise ValueError(reason)
     network = build_network(
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )
@@ -275,7 +278,7 @@ def make_match(
 
     With curvature where it is due, else without.
     """
-    settings = params.condense
+    settings, (outer, _) = params.condense, params.loops
     distance = DISTANCES[settings.distance]
     random_probes = settings.curvature.probes == "rademacher"
     curvature = None
@@ -287,9 +290,12 @@ def make_match(
         )
 
     def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:
-        number = (iteration - 1) * params.loops[0] + image_step
+        number = (iteration - 1) * outer + image_step
         second = curvature if number % settings.curvature.every == 0 else None
         place = (iteration, image_step)
+        following = None
+        if number + 1 < settings.iterations * outer:
+            following = ("real", (number + 1) // outer + 1, (number + 1) % outer)
         parts: list[tuple[Block, Matched]] = []
         for block in blocks:
             sets, classes = block
@@ -298,7 +304,10 @@ def make_match(
                 probes = [
                     draws.probes(thetas[k], k, settings.curvature.num_probes, number) for k in sets
                 ]
-            real = [draws.real(k, classes, settings.real_per_class, "real", *place) for k in sets]
+            real = [
+                draws.real(k, classes, settings.real_per_class, "real", *place, following=following)
+                for k in sets
+            ]
             step = make_matching_step(
                 [draws.frozen(network, thetas[k], k, *place) for k in sets],
                 distance,

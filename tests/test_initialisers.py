@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from condensation.averages import cluster_centers, nearest_images
-from condensation.coresets import Coreset, cover, herd
+from condensation.coresets import cover, herd
 from condensation.datasets import Dataset
 from condensation.features import embed, embedding
 from condensation.features import pixels as pixel_features
@@ -214,27 +214,13 @@ def test_herding_keeps_the_mean_of_the_chosen_near_the_mean() -> None:
     3: (6 + 10) / 3 = 5.33 and (6 + 0) / 3 = 2: takes 10. 4: what is left.
     """
     features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
-    assert herd(features, torch.zeros(4, dtype=torch.int64), [4]).tolist() == [2, 1, 3, 0]
+    assert herd(features, 4).tolist() == [2, 1, 3, 0]
 
 
 def test_kcenter_goes_to_the_farthest() -> None:
     """Positions 0, 1, 5, 10: begins at 5, nearest the mean; 0 and 10 are as far, then 1."""
     features = torch.tensor([[0.0], [1.0], [5.0], [10.0]])
-    assert cover(features, torch.zeros(4, dtype=torch.int64), [4]).tolist() == [2, 0, 3, 1]
-
-
-@pytest.mark.parametrize("choose", [herd, cover])
-def test_classes_are_chosen_from_apart(choose: Coreset) -> None:
-    """All classes together, in any order of the images, give what each gives alone."""
-    features = torch.randn(30, 4, generator=generator(0, "features"))
-    labels = torch.randint(0, 3, (30,), generator=generator(0, "labels"))
-    sizes = labels.bincount().tolist()
-    counts = [5, 2, sizes[2]]
-    together = choose(features, labels, counts).split(counts)
-    for index in range(3):
-        places = (labels == index).nonzero().flatten()
-        alone = choose(features[places], torch.zeros_like(places), [counts[index]])
-        assert torch.equal(together[index], places[alone])
+    assert cover(features, 4).tolist() == [2, 0, 3, 1]
 
 
 def test_herding_is_the_rule_as_it_is_written() -> None:
@@ -247,7 +233,7 @@ def test_herding_is_the_rule_as_it_is_written() -> None:
             if i not in chosen
         }
         chosen.append(min(gaps, key=gaps.__getitem__))
-    assert herd(features, torch.zeros(12, dtype=torch.int64), [6]).tolist() == chosen
+    assert herd(features, 6).tolist() == chosen
 
 
 # Sharpening
@@ -290,7 +276,7 @@ def test_the_embedding_of_a_trained_network_tells_classes_apart() -> None:
 
     def separation(epochs: int) -> float:
         features = embedding(network, epochs, 0.05, torch.device("cpu"))
-        found = features(dataset, generator(0, "features"))
+        found = features(dataset, generator(0, "features"))(dataset.images)
         assert found.shape == (33, 6)
         means = torch.stack([found[dataset.labels == c].mean(0) for c in range(3)])
         spread = (found - means[dataset.labels]).square().sum(1).mean()
@@ -301,9 +287,11 @@ def test_the_embedding_of_a_trained_network_tells_classes_apart() -> None:
 
 @pytest.mark.parametrize("name", ["herding", "kcenter"])
 def test_coresets_choose_by_the_features_given(name: str) -> None:
-    """By one number for each image, the numbers decide and the pixels do not."""
+    """By one number for each image, here a pixel's, the number decides and the others do not."""
     dataset = colours()
-    numbers = torch.arange(33.0)[:, None]
-    chosen = INITIALISERS[name](dataset, (1, 1, 1), generator(0, "a"), lambda *_: numbers)
+    dataset.images[:, 0, 0, 0] = torch.arange(33)
+    chosen = INITIALISERS[name](
+        dataset, (1, 1, 1), generator(0, "a"), lambda *_: lambda images: images[:, 0, 0, :1].float()
+    )
     places = [4, 15, 26]  # nearest the mean of 0..9, 10..20, 21..32; of two the first
     assert torch.equal(chosen, dataset.normalise(dataset.images[places]))

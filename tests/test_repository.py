@@ -43,7 +43,20 @@ REGISTRIES = {
 HEADERS = {"network": "network", "initialiser": "init", "distance": "condense.distance"}
 """The head of a column of a table -> the setting whose names stand below it."""
 
-PROGRAMS = {"git", "cd", "python", "python3", "pip", "dvc", "pytest", "ruff", "mypy", "source", "."}
+PROGRAMS = {
+    "git",
+    "cd",
+    "python",
+    "python3",
+    "pip",
+    "dvc",
+    "pytest",
+    "ruff",
+    "mypy",
+    "source",
+    ".",
+    "torchrun",
+}
 README = (ROOT / "README.md").read_text()
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from condensation.augmentation import Draw, apply_augmentation, joined
+from condensation.real_images import RealImages
 
 AHEAD = 512
 """Images that are augmented at once, at least: 1.6 MB of 28 x 28."""
@@ -30,7 +31,7 @@ class Batches:
 
     def __init__(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Tensor | RealImages],
         labels: Sequence[Tensor],
         generators: Sequence[torch.Generator],
         *,

@@ -52,8 +52,12 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
-        pixels = images.float() / 255
-        return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        mean, std = (each.to(images.device).view(-1, 1, 1) for each in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+    def members(self) -> list[Tensor]:
+        """Return the places of the images of each class, in the order of the dataset: (n,) each."""
+        return [(self.labels == c).nonzero().flatten() for c in range(self.num_classes)]
 
     def class_images(self, class_index: int) -> Tensor:
         """Return all images of one class: (n, ch, h, w) uint8, in the order of the dataset."""
@@ -143,7 +147,9 @@ def load_scoring(folder: Path, split: str) -> Dataset:
 
 
 def _load(folder: Path, part: str) -> Dataset:
-    images, labels = (_array(folder / f"{part}_{name}.npy") for name in ("images", "labels"))
+    # Mapped: a page of the file is read when one of its images is used, and can be given up again.
+    images = _array(folder / f"{part}_images.npy", mapped=True)
+    labels = _array(folder / f"{part}_labels.npy")
     path = folder / "statistics.json"
     try:
         statistics = json.loads(path.read_text())
@@ -156,9 +162,10 @@ def _load(folder: Path, part: str) -> Dataset:
     return Dataset(images, labels, mean, std, class_names)
 
 
-def _array(path: Path) -> Tensor:
+def _array(path: Path, mapped: bool = False) -> Tensor:
+    # A mapped array is private: what is written to it, if anything, does not reach the file.
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        return torch.from_numpy(np.load(path, "c" if mapped else None, allow_pickle=False))
     except (OSError, EOFError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}); run prepare again") from None

@@ -3,16 +3,23 @@
 Shapes: K = independent sets, C = classes, R = real images of a class, image = (ch, h, w).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from condensation.augmentation import Augmentation, Draw
+from condensation.class_batches import Ahead, LazyBatches
 from condensation.datasets import Dataset, sample_class
 from condensation.matching import draw_probes
 from condensation.networks import Network, Theta, freeze_statistics, init_theta
 from condensation.randomness import generator
+from condensation.real_images import RealImages
+
+Stream = tuple[str | int, ...]
+"""The name of a draw."""
+
+_Name = tuple[int, tuple[int, ...], int, Stream]  # set, classes, R, stream
 
 BATCH_NORM_IMAGES = 16
 """Real images of each class whose statistics batch norms are frozen at; the published number."""
@@ -34,7 +41,9 @@ class Draws:
         """
         self.seeds = seeds
         self._dataset = dataset
-        self._by_class = [dataset.class_images(c) for c in range(dataset.num_classes)]
+        self._images = RealImages(dataset, device)
+        self._members = dataset.members()
+        self._ahead = None if self._images.on_device else Ahead(self._rows, device)
         self._augmentation = augmentation
         self._device = device
 
@@ -46,24 +55,46 @@ class Draws:
         ]
 
     def real(
-        self, k: int, classes: Iterable[int], num_per_class: int, *stream: str | int
-    ) -> list[Tensor]:
+        self,
+        k: int,
+        classes: Sequence[int],
+        num_per_class: int,
+        *stream: str | int,
+        following: Stream | None = None,
+    ) -> LazyBatches:
         """Draw real images of each of these classes for set k, normalised: (R, ch, h, w).
 
         Each class has a stream of its own, `(seed, *stream, class)`, so that classes can be drawn
         apart. Of a class that has fewer than `num_per_class`, all are taken.
+
+        Args:
+            k: The set.
+            classes: Of which images are drawn.
+            num_per_class: R.
+            *stream: The name of the draw.
+            following: That of the next draw, which is got ready meanwhile if it takes a copy.
         """
-        drawn = [
+        name = (k, tuple(classes), num_per_class, stream)
+        if self._ahead is None:
+            return LazyBatches(self._images.__getitem__, self._places(name))
+        after = None if following is None else (*name[:3], following)
+        return LazyBatches(self._images.normalise, self._ahead.take(name, after))
+
+    def _places(self, name: _Name) -> list[Tensor]:
+        # Of each class, where its images are among all.
+        k, classes, num_per_class, stream = name
+        return [
             sample_class(
-                self._by_class[c],
-                min(num_per_class, len(self._by_class[c])),
+                self._members[c],
+                min(num_per_class, len(self._members[c])),
                 self._dataset.class_names[c],
                 generator(self.seeds[k], *stream, c),
             )
             for c in classes
         ]
-        normalised = self._dataset.normalise(torch.cat(drawn).to(self._device))
-        return [*normalised.split([len(images) for images in drawn])]
+
+    def _rows(self, name: _Name) -> list[Tensor]:
+        return [self._images.rows(places) for places in self._places(name)]
 
     def frozen(self, network: Network, theta: Theta, k: int, *place: int) -> Network:
         """Return the network of set k with the statistics of real images; else itself."""
@@ -71,7 +102,7 @@ class Draws:
             return network
         classes = range(self._dataset.num_classes)
         seen = self.real(k, classes, BATCH_NORM_IMAGES, "batch norm", *place)
-        return freeze_statistics(network, theta, torch.cat(seen))
+        return freeze_statistics(network, theta, torch.cat([*seen]))
 
     def siamese(self, k: int, classes: Iterable[int], step: int) -> list[Augmentation | None]:
         """Draw one augmentation for all real and synthetic images of each class of set k."""

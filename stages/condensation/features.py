@@ -1,6 +1,6 @@
 """What images are compared by: a vector of features for each.
 
-Shapes: N = number of images, F = features of an image.
+Shapes: n = number of images, F = features of an image, image = (ch, h, w).
 """
 
 import copy
@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from condensation.datasets import Dataset
 from condensation.networks import Network, Theta, init_theta
+from condensation.real_images import RealImages
 from condensation.training import train, warm_up_and_decay
 
-Features = Callable[[Dataset, torch.Generator], Tensor]
-"""`(dataset, generator)` -> (N, F) float32, on the CPU."""
+Features = Callable[[Dataset, torch.Generator], Callable[[Tensor], Tensor]]
+"""`(dataset, generator)` -> what gives images (n, ch, h, w) uint8 their features (n, F).
+
+Float32 and on the CPU. Those of all images together may take more memory than there is.
+"""
 
 BATCH_SIZE = 64
 MOMENTUM = 0.9
@@ -23,9 +27,9 @@ BLOCK = 500
 """Images that are embedded at once."""
 
 
-def pixels(dataset: Dataset, generator: torch.Generator) -> Tensor:
+def pixels(dataset: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """The normalised pixels themselves."""
-    return dataset.normalise(dataset.images).flatten(1)
+    return lambda images: dataset.normalise(images).flatten(1)
 
 
 def embedding(
@@ -44,11 +48,11 @@ def embedding(
         device: Where it is trained.
     """
 
-    def features(dataset: Dataset, generator: torch.Generator) -> Tensor:
+    def features(dataset: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         theta = train(
             init_theta(network, generator, device),
             network,
-            dataset.normalise(dataset.images).to(device),
+            RealImages(dataset, device),
             dataset.labels.to(device),
             epochs=epochs,
             batch_size=BATCH_SIZE,
@@ -58,18 +62,19 @@ def embedding(
             generator=generator,
             schedule=warm_up_and_decay,
         )
-        blocks = dataset.images.split(BLOCK)
-        embedded = [
-            embed(network, theta, dataset.normalise(block).to(device)).cpu() for block in blocks
-        ]
-        return torch.cat(embedded)
+        return lambda images: torch.cat(
+            [
+                embed(network, theta, dataset.normalise(block.to(device))).cpu()
+                for block in images.split(BLOCK)
+            ]
+        )
 
     return features
 
 
 @torch.no_grad()
 def embed(network: Network, theta: Theta, images: Tensor) -> Tensor:
-    """Return what the network's last linear layer sees of images (N, ch, h, w): (N, F)."""
+    """Return what the network's last linear layer sees of images (n, ch, h, w): (n, F)."""
     watched = copy.deepcopy(network.module)
     last = [layer for layer in watched.modules() if isinstance(layer, nn.Linear)][-1]
     seen: list[Tensor] = []

@@ -8,9 +8,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,10 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: The file cannot be written; whatever was at `path` is still there.
     """
-    if _waiting is None:
-        write_at_once(path, content)
-    else:
-        _waiting[path] = _write_beside(path, content)
+    _put(path, lambda file: file.write(content))
 
 
 def write_at_once(path: Path, content: bytes) -> None:
@@ -36,9 +33,7 @@ def write_at_once(path: Path, content: bytes) -> None:
     Raises:
         OSError: The file cannot be written; whatever was at `path` is still there.
     """
-    temporary = _write_beside(path, content)
-    with _naming(path):
-        temporary.replace(path)
+    _place(_write_beside(path, lambda file: file.write(content)), path)
 
 
 @contextlib.contextmanager
@@ -56,8 +51,7 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     temporary = _temporary(path)
     try:
         yield temporary
-        with _naming(path):
-            temporary.replace(path)
+        _place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,8 +69,7 @@ def together() -> Generator[None, None, None]:
         yield
         _waiting = None
         for path, temporary in files.items():
-            with _naming(path):
-                temporary.replace(path)
+            _place(temporary, path)
     finally:
         _waiting = None
         for temporary in files.values():
@@ -102,13 +95,27 @@ def check_writable(*paths: Path) -> None:
                 pass
 
 
-def _write_beside(path: Path, content: bytes) -> Path:
+def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    # Let a file be written, which takes its place at once, or at the end of `together`.
+    temporary = _write_beside(path, write)
+    if _waiting is None:
+        _place(temporary, path)
+    else:
+        _waiting[path] = temporary
+
+
+def _place(temporary: Path, path: Path) -> None:
+    with _naming(path):
+        temporary.replace(path)
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     # Return a temporary file in the same folder that is on the disk as a whole.
     temporary = _temporary(path)
     with _naming(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
@@ -170,7 +177,5 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as `.npy`, whose bytes depend on nothing but the array."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    """Write an array as `.npy`, whose bytes depend on nothing but the array; it is not copied."""
+    _put(path, lambda file: np.save(file, array, allow_pickle=False))

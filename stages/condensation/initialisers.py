@@ -129,9 +129,11 @@ def _coreset(
     features: Features,
 ) -> Tensor:
     require_images(dataset, counts)
-    of_images = features(dataset, generator)
-    chosen = choose(of_images, dataset.labels, counts)
-    return dataset.normalise(dataset.images[chosen])
+    of_images, chosen = features(dataset, generator), []
+    for index, count in enumerate(counts):
+        images = dataset.class_images(index)
+        chosen.append(images[choose(of_images(images), count)])
+    return dataset.normalise(torch.cat(chosen))
 
 
 def _sharpened(dataset: Dataset, images: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 Shapes: N = number of images, image = (ch, h, w).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,11 +22,8 @@ def resize(images: Tensor, size: int) -> Tensor:
         return images
     top, left = (height - side) // 2, (width - side) // 2
     square = images[..., top : top + side, left : left + side]
-    resized = [
-        F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-        .round()
-        .clamp(0, 255)
-        .byte()
-        for part in square.split(_BLOCK)
-    ]
-    return torch.cat(resized)
+    resized = images.new_empty(*images.shape[:2], size, size)
+    for part, place in zip(square.split(_BLOCK), resized.split(_BLOCK), strict=True):
+        values = F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
+        place.copy_(values.round().clamp(0, 255))
+    return resized

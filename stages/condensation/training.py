@@ -14,6 +14,7 @@ from condensation.augmentation import Draw
 from condensation.batches import Batches
 from condensation.checkpoints import Checkpoint
 from condensation.networks import Network, Theta
+from condensation.real_images import RealImages
 from condensation.stacked import Gradient, one_gradient
 from condensation.states import State, momentum_of, put_momentum
 
@@ -74,7 +75,7 @@ class Settings(TypedDict):
 def train(
     theta: Theta,
     network: Network,
-    images: Tensor,
+    images: Tensor | RealImages,
     labels: Tensor,
     *,
     generator: torch.Generator,
@@ -97,7 +98,7 @@ def train(
 def train_together(
     thetas: Sequence[Theta],
     gradient: Gradient,
-    images: Sequence[Tensor],
+    images: Sequence[Tensor | RealImages],
     labels: Sequence[Tensor],
     generators: Sequence[torch.Generator],
     **settings: Unpack[Settings],
@@ -167,13 +168,13 @@ def _restore(
 
 
 @torch.no_grad()
-def predict(theta: Theta, network: Network, images: Tensor) -> Tensor:
+def predict(theta: Theta, network: Network, images: Tensor | RealImages) -> Tensor:
     """Return the class (N,) that the network gives each of the images (N, ch, h, w)."""
     block = ACCURACY_BLOCK.get(images.device.type, 1000)
     return torch.cat([network.first_order(theta, part).argmax(1) for part in images.split(block)])
 
 
-def accuracy(theta: Theta, network: Network, images: Tensor, labels: Tensor) -> float:
+def accuracy(theta: Theta, network: Network, images: Tensor | RealImages, labels: Tensor) -> float:
     """Return the percentage of images (N, ch, h, w) that the network gives their label (N,)."""
     return 100 * (predict(theta, network, images) == labels).sum().item() / len(labels)
 

@@ -1,0 +1,151 @@
+"""The benchmark: reference and engine side by side, into `results/benchmarks/<device>.json`.
+
+A run goes on with the cases that the file does not have yet, and stops when its time is over; what
+has not run is null in the file, and "not measured" in the table. Each case has its own date and
+commit. Time and memory are those of processes of their own (`worker.py`), which take turns.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "stages"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from benchmarks.cases import ALL, KINDS, NETWORKS, Case
+from benchmarks.measure import Effort, Record, ceilings, interleave, rates, rounded
+from benchmarks.tables import show
+from benchmarks.worker import TooLong, Worker, serve
+from condensation.devices import choose_device
+from condensation.files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results/benchmarks"
+EFFORT = Effort(seconds=10, fewest=3, most=15)
+
+
+def machine(device: torch.device) -> Record:
+    """Return what the figures were measured on."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {threads()}",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def threads() -> str:
+    """Return the number of threads in words."""
+    return f"{torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """Return the processor's name, and what it calculates with."""
+    try:
+        (name,) = re.findall("^model name\\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[:1]
+    except (OSError, ValueError):
+        name = platform.processor()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def commit() -> str:
+    """Return the commit of the code, with a + where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "stages", "tests")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def measure(case: Case, device: torch.device, seconds: float) -> Record:
+    """Measure one case within so many seconds.
+
+    Raises:
+        TooLong: They are not enough.
+    """
+    end = time.monotonic() + seconds
+
+    def ask(worker: Worker, what: str) -> Any:
+        return worker.ask(what, end - time.monotonic())
+
+    sides = KINDS[case.kind].sides(device)
+    with ExitStack() as stack:
+        workers = {side: stack.enter_context(Worker(case, side, device)) for side in sides}
+        for worker in workers.values():
+            ask(worker, "ready")
+        timers = {side: partial(ask, worker, "run") for side, worker in workers.items()}
+        found = interleave(timers, EFFORT)
+        for side, worker in workers.items():
+            spent = found[side]["seconds"]
+            if case.kind != "processes":  # whose work is done elsewhere
+                found[side]["peak_bytes"] = ask(worker, "peak")
+            if case.kind == "evaluation":
+                found[side]["networks_per_second"] = rates(NETWORKS, spent)
+            if case.kind == "step":
+                # The same operations for both: what the reference calculates.
+                amount = ask(worker, "work")
+                flop = amount["flop"] if side == "reference" else found["reference"]["flop"]
+                found[side] |= {
+                    "flop": flop,
+                    "bytes": amount["bytes"],
+                    "flop_per_second": rates(flop, spent),
+                    "bytes_per_second": rates(amount["bytes"], spent),
+                }
+    first, last = (found[side]["seconds"]["median"] for side in (sides[0], sides[-1]))
+    return {"sides": found, "times_as_fast": rounded(first / last)}
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--time-budget", type=float, default=1200, help="seconds (1200)")
+    parser.add_argument("--only", default="", help="regular expression: cases whose name has it")
+    parser.add_argument("--again", action="store_true", help="measure again what the file has")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve, sys.stdin, sys.stdout)
+        return
+    device = choose_device(given.device)
+    end = time.monotonic() + given.time_budget
+    about = machine(device)
+    path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', about['device'].lower()).strip('-')}.json"
+    found = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases: dict[str, Record | None] = {case.name: found.get(case.name) for case in ALL}
+    stamp = {"date": f"{datetime.date.today()}", "commit": commit()}
+    written = {"machine": about, "ceilings": {**ceilings(device, EFFORT), **stamp}, "cases": cases}
+    for case in ALL:
+        chosen = re.search(given.only, case.name) and (given.again or cases[case.name] is None)
+        if not chosen or time.monotonic() > end:
+            continue
+        print(f"{case.name} ...", file=sys.stderr, flush=True)
+        try:
+            cases[case.name] = {**measure(case, device, end - time.monotonic()), **stamp}
+        except TooLong:
+            continue  # a shorter one may still fit
+        write_json(path, written)
+    write_json(path, written)
+    print(show(written))
+
+
+if __name__ == "__main__":
+    main()

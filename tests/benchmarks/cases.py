@@ -1,0 +1,331 @@
+"""What is measured: the cases, and the sides of each that take turns.
+
+The distance is the squared Euclidean one, the images are standard normal: time depends on none of
+their values.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, product
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reference
+from benchmarks.measure import Run
+from benchmarks.processes import numbers_of_processes, run_of_processes
+from condensation import matching
+from condensation.allocator import keep_freed_memory
+from condensation.augmentation import apply_augmentation, crop_scale_rotate
+from condensation.curvature import CURVATURE_FORMS
+from condensation.distances import DISTANCES
+from condensation.loops import default_loops
+from condensation.matching import Curvature, draw_probes, make_matching_step
+from condensation.networks import Theta, build_network, init_theta
+from condensation.randomness import generator, set_determinism
+from condensation.stacked import arrange
+from condensation.training import predict, train, train_together
+from condensation.workers import parallel_map
+
+DISTANCE = "squared_euclidean"
+WEIGHT = 0.1
+NETWORKS, TESTED = 8, 2000
+"""Of the case `evaluation`: networks, and images that each is tested on."""
+EPOCHS = {"mlp": 400, "lenet": 100, "convnet": 10}
+"""Of the case `evaluation`: epochs of training of each network."""
+PUBLISHED_SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0005}
+
+ORDER_1 = "order 1"
+FORMS = (ORDER_1, *CURVATURE_FORMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured: a kind, and the sizes.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        form: `order 1`, or a form of order 2.
+        ipc: Synthetic images a class.
+        classes: How many.
+        real: Real images of each class in a batch.
+        size: Height and width of the images, of one channel.
+        sets: Independent sets.
+        network: A key of the networks' registry; after hyphens width and depth, if not usual.
+    """
+
+    kind: str = "step"
+    form: str = ORDER_1
+    ipc: int = 1
+    classes: int = 10
+    real: int = 64
+    size: int = 28
+    sets: int = 1
+    network: str = "convnet"
+
+    @property
+    def name(self) -> str:
+        """The case in words, its key in the table; what is usual is left out at the end."""
+        usual = {"kind": self.kind, "size": 28, "sets": 1, "network": "convnet"}
+        chosen = {key: value for key, value in asdict(self).items() if value != usual.get(key)}
+        words = [
+            f"{key} {value}" if isinstance(value, int) else value for key, value in chosen.items()
+        ]
+        return ", ".join([self.kind, *words])
+
+
+class Inputs:
+    """Everything a step takes, on a device."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        """Draw it."""
+        name, *options = case.network.split("-")
+        chosen = dict(zip(("width", "depth"), map(int, options), strict=False))
+        shape = (1, case.size, case.size)
+        self.network = build_network(name, shape, case.classes, chosen)
+        self.counts = (case.ipc,) * case.classes
+        self.labels = torch.arange(case.classes).repeat_interleave(case.ipc).to(device)
+        self.synthetic = _images(case.sets, case.ipc * case.classes, case.size, device)
+        self.real = [
+            [*of_set.split(case.real)]
+            for of_set in _images(case.sets, case.classes * case.real, case.size, device)
+        ]
+        self.thetas = [
+            init_theta(self.network, generator(k, "theta"), device) for k in range(case.sets)
+        ]
+        self.form = None if case.form == ORDER_1 else case.form
+        self.probes: list[list[Theta]] = [
+            draw_probes(theta, 1, generator(0, "probes")) if self.form == "hvp" else []
+            for theta in self.thetas
+        ]
+        siamese = [[None] * case.classes for _ in range(case.sets)]
+        curvature = None
+        if self.form is not None:
+            curvature = Curvature(CURVATURE_FORMS[self.form], WEIGHT, case.real)
+        step = make_matching_step(
+            [self.network] * case.sets, DISTANCES[DISTANCE], curvature, self.counts
+        )
+        self.step = lambda thetas: step(self.synthetic, self.real, thetas, self.probes, siamese)
+
+    def module(self, k: int) -> nn.Module:
+        """Return the network of a set as an ordinary module."""
+        module = self.network.module.to_empty(device=self.synthetic.device)
+        module.load_state_dict(self.thetas[k])
+        return module
+
+    def reference_step(self, modules: list[nn.Module]) -> None:
+        """Match all sets, one class after the other."""
+        for k, module in enumerate(modules):
+            reference.matching_step(
+                module,
+                self.synthetic[k].split(self.counts),
+                self.real[k],
+                DISTANCE,
+                self.form,
+                WEIGHT,
+                [[*probe.values()] for probe in self.probes[k]],
+            )
+
+
+def _images(sets: int, number: int, size: int, device: torch.device) -> Tensor:
+    draw = generator(0, "images", sets, number)
+    return torch.randn(sets, number, 1, size, size, generator=draw).to(device)
+
+
+def set_up_engine(inputs: Inputs, device: torch.device) -> None:
+    """Do what the stages do at their start, to the process and for this network."""
+    keep_freed_memory()
+    set_determinism()
+
+
+def step(case: Case, device: torch.device, side: str) -> Run:
+    """One image step: the gradient of all images of all classes."""
+    inputs = Inputs(case, device)
+    if side == "reference":
+        modules = [inputs.module(k) for k in range(case.sets)]
+        return lambda: inputs.reference_step(modules)
+    return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
+
+
+def _engine(inputs: Inputs, device: torch.device, function: Callable[[], Any]) -> Run:
+    # The first run sets the process up: what that takes is of the first call.
+    ready: list[bool] = []
+
+    def run() -> None:
+        if not ready:
+            set_up_engine(inputs, device)
+            ready.append(True)
+        function()
+
+    return run
+
+
+def iteration(case: Case, device: torch.device, side: str) -> Run:
+    """One iteration: image steps, and after each but the last training on the images."""
+    inputs = Inputs(case, device)
+    outer, inner = default_loops(case.ipc)
+
+    def of_reference() -> None:
+        module = inputs.module(0)
+        for number in range(outer):
+            inputs.reference_step([module])
+            if number < outer - 1:
+                reference.train(module, inputs.synthetic[0], inputs.labels, inner, 256, 0.01)
+
+    def of_engine() -> None:
+        theta = inputs.thetas[0]
+        for number in range(outer):
+            inputs.step([theta])
+            if number < outer - 1:
+                theta = _train(inputs, theta, inner, number)
+
+    return of_reference if side == "reference" else _engine(inputs, device, of_engine)
+
+
+def _train(inputs: Inputs, theta: Theta, epochs: int, number: int) -> Theta:
+    return train(
+        theta,
+        inputs.network,
+        inputs.synthetic[0],
+        inputs.labels,
+        epochs=epochs,
+        batch_size=256,
+        learning_rate=0.01,
+        momentum=0.0,
+        weight_decay=0.0,
+        generator=generator(number, "training"),
+    )
+
+
+def evaluation(case: Case, device: torch.device, side: str) -> Run:
+    """Fresh networks trained on the synthetic images, as published for MNIST, and tested."""
+    inputs = Inputs(case, device)
+    epochs = EPOCHS[case.network.split("-")[0]]
+    tested = _images(1, TESTED, case.size, device)[0]
+    images, labels = inputs.synthetic[0], inputs.labels
+
+    def of_reference() -> None:
+        for number in range(NETWORKS):
+            module, draw = inputs.module(0), generator(number, "training")
+            optimiser = torch.optim.SGD(module.parameters(), lr=0.01, **PUBLISHED_SGD)
+            for _ in range(epochs):
+                for chosen in torch.randperm(len(images), generator=draw).split(256):
+                    augmentation = crop_scale_rotate(len(chosen), (case.size, case.size), draw)
+                    batch = apply_augmentation(images[chosen.to(device)], augmentation)
+                    optimiser.zero_grad()
+                    F.cross_entropy(module(batch), labels[chosen.to(device)]).backward()
+                    optimiser.step()
+            with torch.no_grad():
+                for block in tested.split(1000):
+                    module(block).argmax(1)
+
+    def of_engine() -> None:
+        shape = (1, case.size, case.size)
+        sizes, gradient = arrange(
+            [len(images)] * NETWORKS, inputs.network, shape, device, epochs=epochs, batch_size=256
+        )
+
+        def group(numbers: list[int]) -> None:
+            trained = train_together(
+                [inputs.thetas[0]] * len(numbers),
+                gradient,
+                [images] * len(numbers),
+                [labels] * len(numbers),
+                [generator(number, "training") for number in numbers],
+                epochs=epochs,
+                batch_size=256,
+                learning_rate=0.01,
+                augmentation=crop_scale_rotate,
+                **PUBLISHED_SGD,
+            )
+            for theta in trained:
+                predict(theta, inputs.network, tested)
+
+        left = iter(range(NETWORKS))
+        parallel_map(group, [list(islice(left, size)) for size in sizes], device)
+
+    return of_reference if side == "reference" else _engine(inputs, device, of_engine)
+
+
+LADDER = ("reference", "side by side", "+ memory kept", "+ blocks", "+ fused")
+"""What the engine does, one thing after the other: classes side by side on threads; freed memory
+kept; real images in blocks that stay in the cache; the network's blocks fused. The last is all."""
+
+
+def ladder(case: Case, device: torch.device, side: str) -> Run:
+    """The image step with the first measures of `LADDER`, to the named one."""
+    if side in (LADDER[0], LADDER[-1]):
+        return step(case, device, "reference" if side == LADDER[0] else "engine")
+    inputs, rung = Inputs(case, device), LADDER.index(side)
+    inputs.network.fused = inputs.network.module
+    if rung >= 2:
+        keep_freed_memory()
+    if rung < 3:
+        matching.REAL_BLOCK.clear()
+    return lambda: _nothing(inputs.step(inputs.thetas))
+
+
+def processes(case: Case, device: torch.device, side: str) -> Run:
+    """An iteration of the stage `condense` in several processes."""
+    return run_of_processes(case.classes, case.real, int(side.split()[0]), device)
+
+
+def _nothing(_: object) -> None:
+    """Leave a result."""
+
+
+class Kind(NamedTuple):
+    """A kind of case: its sides, given the device, and what runs one of them."""
+
+    sides: Callable[[torch.device], tuple[str, ...]]
+    make: Callable[[Case, torch.device, str], Run]
+
+
+def _two(device: torch.device) -> tuple[str, ...]:
+    return "reference", "engine"
+
+
+KINDS: dict[str, Kind] = {
+    "step": Kind(_two, step),
+    "iteration": Kind(_two, iteration),
+    "evaluation": Kind(_two, evaluation),
+    "ladder": Kind(lambda device: LADDER, ladder),
+    "processes": Kind(numbers_of_processes, processes),
+}
+
+GROWTH: dict[str, tuple[int, ...]] = {
+    "ipc": (1, 10, 50),
+    "classes": (2, 10, 100),
+    "real": (16, 64, 256),
+    "size": (16, 28, 64),
+    "sets": (1, 2, 4),
+}
+"""What the cost is drawn against; the others are then those of `Case()`."""
+
+
+def grown(key: str) -> list[Case]:
+    """Return the cases of which one size grows."""
+    sizes: list[dict[str, Any]] = [{key: value} for value in GROWTH[key]]
+    return [replace(Case(), **size) for size in sizes]
+
+
+def _in_order() -> Iterator[Case]:
+    yield from (Case(form=form) for form in FORMS)
+    yield Case(ipc=1, real=256)
+    yield Case(ipc=10, real=256)
+    yield Case(kind="ladder")
+    yield Case(kind="processes")
+    for ipc, network in product((1, 10), EPOCHS):
+        yield Case(kind="evaluation", ipc=ipc, network=network)
+    yield Case(kind="iteration", ipc=10)
+    for key in GROWTH:
+        yield from grown(key)
+    for classes, real, ipc, form in product((10, 100), (64, 256), (1, 10, 50), FORMS):
+        yield Case(form=form, ipc=ipc, classes=classes, real=real)
+    yield Case(kind="iteration", ipc=10, real=256)
+
+
+ALL: tuple[Case, ...] = tuple(dict.fromkeys(_in_order()))
+"""Every case, the quick and the telling ones first."""

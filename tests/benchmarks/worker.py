@@ -1,0 +1,98 @@
+"""One side of a case in a process of its own, which runs it whenever it is asked to.
+
+A process for each side: the engine's is set up as the stages set themselves up, the reference's is
+not; the peak of memory is that of one side; and the two take turns.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import torch
+
+from benchmarks.cases import KINDS, Case
+from benchmarks.measure import Peak, Record, timed, work
+
+SCRIPT = Path(__file__).with_name("benchmark.py")
+
+
+class TooLong(Exception):
+    """A run takes longer than there is time, or its process has died."""
+
+
+class Worker:
+    """A process for one side of a case, from outside."""
+
+    def __init__(self, case: Case, side: str, device: torch.device) -> None:
+        """Start it; it draws its inputs."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), "--serve", json.dumps([asdict(case), side, device.type])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Nothing more to begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, what: str, seconds: float) -> Any:
+        """Return the answer to `ready`, `run` (seconds), `peak` (bytes) or `work`.
+
+        Raises:
+            TooLong: There is none within `seconds`.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        limit = threading.Timer(max(seconds, 0), self._process.kill)
+        limit.start()
+        try:
+            self._process.stdin.write(f"{what}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        finally:
+            limit.cancel()
+        if not answer:
+            raise TooLong
+        return json.loads(answer)
+
+
+def serve(description: str, requests: TextIO, answers: TextIO) -> None:
+    """Be such a process: answer each line with a line of JSON."""
+    sizes, side, device_type = json.loads(description)
+    case, device = Case(**sizes), torch.device(device_type)
+    run = KINDS[case.kind].make(case, device, side)
+    peak = Peak(device)
+    for request in requests:
+        what = request.strip()
+        answer: Any = None
+        if what == "run":
+            answer = timed(run, device)
+        elif what == "peak":
+            answer = peak.bytes()
+        elif what == "work":
+            answer = work_of(case, side, device)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def work_of(case: Case, side: str, device: torch.device) -> Record:
+    """Return the FLOP and bytes of a step: those of one class of one set, as often as there are."""
+    one = replace(case, classes=1, sets=1)
+    of_one = work(KINDS[case.kind].make(one, device, side))
+    return {name: value * case.classes * case.sets for name, value in of_one.items()}

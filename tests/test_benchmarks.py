@@ -1,0 +1,151 @@
+"""The benchmark measures what it says, on the smallest cases; its figures draw what it wrote."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import benchmark, cases
+from benchmarks.cases import ALL, GROWTH, KINDS, LADDER, Case, grown
+from benchmarks.figures import growth, measured
+from benchmarks.measure import Effort, Record, interleave, rates, spread, work
+from benchmarks.tables import show
+from benchmarks.worker import serve
+from condensation import matching
+from condensation.curvature import CURVATURE_FORMS
+
+CPU = torch.device("cpu")
+TINY = Case(classes=2, real=3, size=16, network="convnet-4-2")
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a side does to its process, it would do to the one of the tests."""
+    monkeypatch.setattr(cases, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(cases, "set_determinism", lambda: None)
+    monkeypatch.setattr(matching, "REAL_BLOCK", dict(matching.REAL_BLOCK))
+
+
+def ask(case: Case, side: str, *requests: str) -> list[object]:
+    """Return what a worker answers."""
+    answers = io.StringIO()
+    description = json.dumps([asdict(case), side, "cpu"])
+    serve(description, io.StringIO("".join(f"{line}\n" for line in requests)), answers)
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("form", [cases.ORDER_1, *CURVATURE_FORMS])
+@pytest.mark.parametrize("side", ["reference", "engine"])
+def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
+    case = Case(**{**asdict(TINY), "form": form})
+    ready, seconds, peak, amount = ask(case, side, "ready", "run", "peak", "work")
+    assert ready is None and isinstance(seconds, float) and seconds > 0
+    assert isinstance(peak, int) and peak >= 0
+    assert isinstance(amount, dict) and amount["flop"] > 0 and amount["bytes"] > amount["flop"] / 99
+
+
+@pytest.mark.parametrize("kind", ["iteration", "evaluation", "ladder"])
+def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "default_loops", lambda ipc: (2, 1))
+    monkeypatch.setattr(cases, "NETWORKS", 2)
+    monkeypatch.setattr(cases, "EPOCHS", dict.fromkeys(cases.EPOCHS, 1))
+    monkeypatch.setattr(cases, "TESTED", 4)
+    case = Case(**{**asdict(TINY), "kind": kind})
+    for side in KINDS[kind].sides(CPU):
+        (seconds,) = ask(case, side, "run")
+        assert isinstance(seconds, float) and seconds > 0
+    assert KINDS["processes"].sides(CPU)[0] == "1 process"
+
+
+def test_work_is_that_of_products_and_operands() -> None:
+    linear, inputs = nn.Linear(3, 5, bias=False), torch.ones(2, 3)
+    with torch.no_grad():
+        found = work(lambda: _run(linear, inputs))
+    assert found == {"flop": 2 * 2 * 3 * 5, "bytes": 4 * (2 * 3 + 3 * 5 + 2 * 5)}
+
+
+def _run(module: nn.Module, inputs: torch.Tensor) -> None:
+    module(inputs)
+
+
+def test_sides_take_turns_and_the_first_call_is_apart() -> None:
+    said: list[str] = []
+    seconds = {"a": iter([9.0, 1.0, 2.0, 3.0]), "b": iter([8.0, 5.0, 5.0, 5.0])}
+
+    def timer(name: str) -> float:
+        said.append(name)
+        return next(seconds[name])
+
+    found = interleave({"a": lambda: timer("a"), "b": lambda: timer("b")}, Effort(0, 3, 9))
+    assert said == ["a", "b"] * 4
+    assert found["a"]["first_call"] == 9
+    quartiles = {"median": 2, "lower_quartile": 1.5, "upper_quartile": 2.5, "n": 3}
+    assert found["a"]["seconds"] == quartiles
+    assert rates(10, quartiles)["upper_quartile"] == pytest.approx(10 / 1.5, rel=1e-3)
+    assert spread([4.0]) == {"median": 4, "lower_quartile": 4, "upper_quartile": 4, "n": 1}
+
+
+def test_every_case_has_a_name_of_its_own_and_what_is_to_be_shown_is_there() -> None:
+    assert len({case.name for case in ALL}) == len(ALL)
+    for form in (cases.ORDER_1, *CURVATURE_FORMS):
+        for ipc, classes, real in ((1, 10, 64), (10, 100, 64), (50, 100, 256)):
+            assert Case(form=form, ipc=ipc, classes=classes, real=real) in ALL
+    assert {case for key in GROWTH for case in grown(key)} <= {*ALL}
+    assert {case.kind for case in ALL} == {*KINDS}
+
+
+def written() -> Record:
+    """A file of the benchmark in which two cases are measured."""
+    side = {
+        "first_call": 3.0,
+        "seconds": spread([1.0, 2.0, 4.0]),
+        "peak_bytes": 2**20,
+        "flop_per_second": rates(10, spread([1.0])),
+        "bytes_per_second": rates(5, spread([1.0])),
+    }
+    rate = rates(20, spread([1.0]))
+    measured_case = {"sides": {"reference": side, "engine": side}, "times_as_fast": 1.0}
+    some = {case.name for case in grown("ipc")[:2]}
+    return {
+        "machine": {"device": "CPU, 2 threads", "processor": "some", "torch": "2"},
+        "ceilings": {"matmul_float32_flop_per_second": rate, "copy_bytes_per_second": rate},
+        "cases": {case.name: measured_case if case.name in some else None for case in ALL},
+    }
+
+
+def test_the_table_and_the_figure_show_what_is_measured_and_say_what_is_not() -> None:
+    table = show(written())
+    assert table.count("not measured") == len(ALL) - 2
+    assert "2 (1.5 to 3)" in table and "50%" in table and "25%" in table
+    assert [size for size, _ in measured(written(), "ipc", "engine")] == [1, 10]
+    axes = growth(written()).axes
+    assert len(axes) == 2 * len(GROWTH)
+    assert [line.get_label() for line in axes[len(GROWTH)].lines] == ["reference", "engine"]
+    assert np.asarray(axes[len(GROWTH)].lines[0].get_ydata()).tolist() == [1, 1]  # MiB
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_file_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "ALL", (TINY, Case(kind="processes", classes=2, real=8)))
+    monkeypatch.setattr(benchmark, "ceilings", lambda *_: written()["ceilings"])
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--only", "^step", "--device", "cpu"])
+    benchmark.main()
+    (path,) = tmp_path.glob("*.json")
+    first = json.loads(path.read_text())
+    assert [case is None for case in first["cases"].values()] == [False, True]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu"])
+    benchmark.main()
+    second = json.loads(path.read_text())
+    assert second["cases"][TINY.name] == first["cases"][TINY.name]
+    assert {*second["cases"]["processes, order 1, ipc 1, classes 2, real 8"]["sides"]} >= {
+        "1 process"
+    }
+    assert LADDER[0] in capsys.readouterr().out
