@@ -16,6 +16,7 @@ from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import all_finite
+from condensation.network_sizes import refusal
 from condensation.networks import build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
@@ -69,6 +70,8 @@ def baseline(
     shared, own = params.baseline, params.baseline.by_network[name]
     real = load_training(Path("data/prepared"), params.split)
     scoring = load_scoring(Path("data/prepared"), params.split)
+    if reason := refusal(params.used_networks, real.image_shape, real.num_classes):
+        raise ValueError(reason)
     images, labels = RealImages(real, device), real.labels.to(device)
     scored, scored_labels = RealImages(scoring, device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])

@@ -34,6 +34,7 @@ from condensation.files import check_writable, together, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite, without_gradient
 from condensation.matching import Curvature, Matched, make_matching_step
+from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
 from condensation.params import Params, load_params, run_stage
 from condensation.progress import Progress
@@ -114,6 +115,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     settings = params.condense
     dataset = load_training(Path("data/prepared"), params.split)
     names = dataset.class_names
+    if reason := refusal(params.used_networks, dataset.image_shape, dataset.num_classes):
+        raise ValueError(reason)
     network = build_network(
         params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
     )

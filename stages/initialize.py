@@ -10,6 +10,7 @@ from condensation.devices import choose_device, describe_device
 from condensation.features import Features, embedding, pixels
 from condensation.files import together
 from condensation.initialisers import INITIALISERS
+from condensation.network_sizes import refusal
 from condensation.networks import build_network
 from condensation.params import Params, load_params, run_stage
 from condensation.randomness import generator, set_determinism
@@ -23,6 +24,8 @@ def main() -> None:
     """
     params = load_params(Path("params.yaml"))
     dataset = load_training(Path("data/prepared"), params.split)
+    if reason := refusal(params.used_networks, dataset.image_shape, dataset.num_classes):
+        raise ValueError(reason)
     counts = class_counts(params.ipc, params.ipc_shares, dataset.class_names, dataset.class_sizes)
     number = counts_text(counts)
     print(f"initialize: {params.init}, {number} images a class; a few seconds", flush=True)

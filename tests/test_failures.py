@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,27 @@ def test_a_diverging_training_names_the_setting(
     with pytest.raises(ValueError, match=rf"network \d diverged.*look at .*{key}"):
         run_here(folder, stage, monkeypatch)
     assert outputs(folder) == before_files, "the last good results are still there"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"evaluate.networks": ["mlp", "vgg11"]}, {"network": "vgg11", "evaluate.networks": ["mlp"]}],
+    ids=["to be evaluated", "to condense on"],
+)
+def test_every_stage_refuses_a_network_that_another_could_not_use(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first minute of work, not after the last stage but one."""
+    stages = ("initialize", "baseline --network mlp", "condense", "evaluate --network mlp")
+    folder = make_workspace(tmp_path)
+    for stage in stages:
+        run_here(folder, stage, monkeypatch)
+    before = outputs(folder)
+    make_workspace(tmp_path, **changes)
+    for stage in stages:
+        with pytest.raises(ValueError, match="'vgg11': got images of 16 x 16, takes 32 x 32"):
+            run_here(folder, stage, monkeypatch)
+    assert outputs(folder) == before
 
 
 def test_of_a_small_class_a_batch_takes_all(

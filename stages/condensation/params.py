@@ -194,6 +194,11 @@ class Params:
     render: Render
 
     @property
+    def used_networks(self) -> dict[str, Options]:
+        """The networks that some stage uses, with their options."""
+        return {name: self.networks[name] for name in (self.network, *self.evaluate.networks)}
+
+    @property
     def loops(self) -> tuple[int, int]:
         """Image steps for each network, and epochs of training it after each."""
         outer, inner = default_loops(mean_ipc(self.ipc))
