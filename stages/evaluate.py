@@ -27,13 +27,7 @@ from condensation.health import all_finite
 from condensation.image_sets import ImageSet, is_folder, load_image_set, load_image_sets
 from condensation.metrics import read_metrics
 from condensation.network_sizes import refusal
-from condensation.networks import (
-    Network,
-    Theta,
-    build_network,
-    freeze_statistics,
-    init_theta,
-)
+from condensation.networks import Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
@@ -41,7 +35,7 @@ from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
 from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
-from condensation.stacked import TRACED_FROM, StackedGradient, group_sizes, one_gradient
+from condensation.stacked import arrange
 from condensation.training import predict, tenth_after_half, train_together
 from condensation.workers import parallel_map
 
@@ -192,7 +186,16 @@ def score(
     print(f"evaluate {name}: {choose_kernels(params.compile, network, device, seen)}")
     what = f"evaluate {name}: {len(tasks)} networks of {protocol.epochs} epochs"
     bar = Progress(what, steps, "step", describe_device(device))
-    groups, gradient = side_by_side(tasks, lengths, protocol, network, real.image_shape, device)
+    sizes, gradient = arrange(
+        lengths,
+        network,
+        real.image_shape,
+        device,
+        epochs=protocol.epochs,
+        batch_size=protocol.batch_size,
+    )
+    left = iter(tasks)
+    groups = [list(itertools.islice(left, size)) for size in sizes]
 
     def one_group(group: list[Task]) -> list[Tensor]:
         checkpoint = checkpoints.piece("{}-{}-{}".format(*group[0]))
@@ -206,7 +209,7 @@ def score(
         streams = [(params.seed + task.set, "evaluate", name, task.number) for task in group]
         thetas = train_together(
             [init_theta(network, generator(*stream, "theta"), device) for stream in streams],
-            gradient if len(group) > 1 else one_gradient(network),
+            gradient,
             images,
             [image_set.labels.to(device) for image_set in synthetic],
             [generator(*stream, "training") for stream in streams],
@@ -236,42 +239,6 @@ def score(
     with bar:
         confusions = parallel_map(one_group, groups, device)
     return [confusion for group in confusions for confusion in group]
-
-
-def side_by_side(
-    tasks: list[Task],
-    lengths: list[int],
-    protocol: Protocol,
-    network: Network,
-    image_shape: tuple[int, int, int],
-    device: torch.device,
-) -> tuple[list[list[Task]], StackedGradient]:
-    """Divide the networks into groups that are trained side by side, as is fastest.
-
-    Args:
-        tasks: The networks to train.
-        lengths: Of each, the number of images that it is trained on.
-        protocol: How.
-        network: The architecture.
-        image_shape: (ch, h, w).
-        device: Where.
-
-    Returns:
-        The groups, in the order of the tasks, and the gradient of those of more than one network.
-    """
-    gradient = StackedGradient(network)
-    groups: list[list[Task]] = []
-    shapes = set()
-    for length, alike in itertools.groupby(zip(lengths, tasks, strict=True), lambda pair: pair[0]):
-        left = [task for _, task in alike]
-        size = min(length, protocol.batch_size)
-        for number in group_sizes(len(left), network, image_shape, size, device.type):
-            groups.append(left[:number])
-            left = left[number:]
-            if protocol.epochs * -(-length // size) >= TRACED_FROM and number > 1:
-                shapes |= {(number, size), (number, length % size or size)}
-    gradient.record(sorted(shapes), image_shape, device)
-    return groups, gradient
 
 
 def write_results(

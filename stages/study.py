@@ -48,7 +48,7 @@ def tune(study: Study, arm: Arm) -> None:
     runs: list[Run] = []
 
     def attempt(values: Values) -> Score:
-        run = Run({**arm.settings, **study.tuning, **values})
+        run = Run({**arm.settings, **arm.tuning, "split": "validation", **values})
         runs.append(run)
         print(f"study: {study.folder.name}: {arm.key}: tries {describe(values)}", flush=True)
         try:

@@ -1,50 +1,149 @@
-"""Out of memory: smaller blocks, the same result, one line."""
+"""Memory for larger data: images stay uint8, and never is a whole dataset held as floats.
 
+The long form is as large as Tiny ImageNet, measures each stage, and is marked slow.
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
-import torch
+from PIL import Image
+from torch import Tensor
 
-from condensation import derivatives, memory
-from condensation.derivatives import classification_loss, constant_loss_gradient
-from condensation.networks import NetworkFunction, Theta
-from conftest import random_images, tiny_network
+from condensation import training
+from condensation.datasets import Dataset
+from conftest import ROOT
+from workspace import make_workspace, run_here, write_params
+
+STAGES = ("initialize", "condense", "baseline --network mlp", "evaluate --network mlp")
+CLASS = 20
+"""Images of a class in the workspace, of 60 training and 30 test images."""
 
 
-@pytest.fixture(autouse=True)
-def nothing_found_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_largest", {})
-
-
-def test_blocks_are_halved_until_they_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("init", ["mean", "kmeans", "herding", "sharpened_centers"])
+def test_no_stage_normalises_a_whole_dataset(
+    init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, theta = tiny_network("mlp")
-    images, labels = random_images(9, stream="batch"), torch.zeros(9, dtype=torch.int64)
-    expected = constant_loss_gradient(theta, network, images, labels, 9)
-    sizes = []
+    """At most a class at once."""
+    normalise, largest = Dataset.normalise, [0]
 
-    def full(
-        theta: Theta, network: NetworkFunction, images: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        sizes.append(len(images))
-        if len(images) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return classification_loss(theta, network, images, labels)
+    def noted(self: Dataset, images: Tensor) -> Tensor:
+        largest[0] = max(largest[0], len(images))
+        return normalise(self, images)
 
-    monkeypatch.setattr(derivatives, "classification_loss", full)
-    gradient = constant_loss_gradient(theta, network, images, labels, 9)
-    assert sizes == [9, 4, 2, 2, 2, 2, 1]
-    for name, value in expected.items():
-        torch.testing.assert_close(gradient[name], value, rtol=1e-10, atol=1e-13)
-    said = capsys.readouterr().err.splitlines()
-    assert said == [f"out of memory: from now on {n} images at a time" for n in (4, 2)]
-    constant_loss_gradient(theta, network, images, labels, 9)
-    assert sizes[7:] == [2, 2, 2, 2, 1] and not capsys.readouterr().err
+    monkeypatch.setattr(Dataset, "normalise", noted)
+    monkeypatch.setitem(training.ACCURACY_BLOCK, "cpu", 10)
+    monkeypatch.setattr("baseline.BATCH_NORM_IMAGES", 10)
+    folder = make_workspace(tmp_path, init=init, order=1, **{"condense.real_per_class": 60})
+    for stage in STAGES if init == "mean" else STAGES[:1]:
+        largest[0] = 0
+        run_here(folder, stage, monkeypatch)
+        assert 0 < largest[0] <= CLASS, stage
 
 
-@pytest.mark.parametrize("message", ["CUDA out of memory", "mat1 and mat2 do not fit"])
-def test_what_no_smaller_block_helps_is_an_error(message: str) -> None:
-    def fail(size: int) -> int:
-        raise RuntimeError(message)
+# As large as Tiny ImageNet
 
-    with pytest.raises(RuntimeError, match=message):
-        memory.with_less_memory(fail, 4 if "fit" in message else 1, "cpu")
+NUM_CLASSES, PER_CLASS, NUM_TEST = 200, 500, 10_000
+LIMIT = 4.0
+"""GiB of the host's memory that every stage gets by with."""
+
+RUN = """
+import importlib, re, sys
+from condensation import tiny_imagenet
+from condensation.downloads import RemoteFile
+path, digest, stage, *arguments = sys.argv[1:]
+tiny_imagenet.TINY_IMAGENET_FILES = (RemoteFile(path, "", digest),)
+sys.argv = [stage, *arguments]
+importlib.import_module(stage).main()
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+"""Runs a stage and prints the most memory it had, in KiB."""
+
+
+def make_archive(folder: Path) -> str:
+    """Write an archive like the published one, of noise; return its md5."""
+    pictures = []
+    for seed in range(50):
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "JPEG")
+        pictures.append(content.getvalue())
+    numbers = [f"n{index:08d}" for index in range(NUM_CLASSES)]
+    test = [f"val_{index}.JPEG\t{numbers[index % NUM_CLASSES]}\t0" for index in range(NUM_TEST)]
+    path = folder / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        top = "tiny-imagenet-200"
+        archive.writestr(f"{top}/wnids.txt", "\n".join(numbers))
+        archive.writestr(f"{top}/words.txt", "\n".join(f"{n}\tthing {n}" for n in numbers))
+        archive.writestr(f"{top}/val/val_annotations.txt", "\n".join(test))
+        for index in range(NUM_TEST):
+            archive.writestr(f"{top}/val/images/val_{index}.JPEG", pictures[index % 50])
+        for number in numbers:
+            for index in range(PER_CLASS):
+                name = f"{top}/train/{number}/images/{number}_{index}.JPEG"
+                archive.writestr(name, pictures[(index + int(number[1:])) % 50])
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+LARGE: dict[str, Any] = {
+    "dataset": "tiny_imagenet",
+    "prepare.raw": ".",
+    "order": 1,
+    "networks.mlp.width": 16,
+    "condense.iterations": 2,
+    "condense.outer": 1,
+    "condense.snapshots": [0],
+    "condense.real_per_class": 256,
+    "evaluate.networks": ["mlp"],
+    "evaluate.epochs": 2,
+    "evaluate.mlp.num_networks": 1,
+    "evaluate.mlp.snapshot_networks": 0,
+    "baseline.batch_size": 256,
+    "baseline.mlp.num_networks": 1,
+    "baseline.mlp.epochs": 1,
+    "baseline.mlp.learning_rate": 0.001,
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with an archive, and its md5."""
+    folder = tmp_path_factory.mktemp("large")
+    return folder, make_archive(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measured by way of /proc")
+@pytest.mark.parametrize(
+    "stage, init, split",
+    [
+        ("prepare", "mean", "test"),
+        ("initialize", "herding", "test"),
+        *((stage, "mean", "validation") for stage in STAGES),
+    ],
+)
+def test_tiny_imagenet_in_four_gibibytes(
+    stage: str, init: str, split: str, large: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage goes on from what the one before it wrote."""
+    folder, digest = large
+    write_params(folder, {**LARGE, "init": init, "ipc": 1, "split": split})
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, "tiny-imagenet-200.zip", digest, *stage.split()],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT / "stages"), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    used = int(ran.stdout.split()[-1]) / 2**20
+    with capsys.disabled():
+        print(f"\n{stage}, init {init}, split {split}: {used:.2f} GiB")
+    assert used < LIMIT

@@ -23,7 +23,10 @@ SMALL: dict[str, Any] = {
     "reference": "noise",
     "base": {"ipc": 2, "init": "noise"},
     "tune": {"extensions": 1, "settings": {"sets": 2}, "grid": {"seed": [1, 2]}},
-    "panels": {"small": {"title": "Small", "order": 2}, "large": {"ipc": 9, "grid": {}}},
+    "panels": {
+        "small": {"title": "Small", "order": 2},
+        "large": {"ipc": 9, "grid": {}, "tuning": {"ipc": 1}},
+    },
     "arms": {
         "small-noise": {"panel": "small"},
         "small-mean": {"panel": "small", "init": "mean", "grid": {"seed": [3]}},
@@ -42,7 +45,7 @@ def write(folder: Path, **changes: Any) -> Path:
 def test_settings_of_every_arm_are_taken(study: Study, arm: Arm, tmp_path: Path) -> None:
     """With the first value that is tuned, and with the settings of the tuning too."""
     committed = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for tuning in ({}, study.tuning):
+    for tuning in ({}, arm.tuning):
         first = {key: values[0] for key, values in arm.grid.items()}
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(changed(committed, {**arm.settings, **tuning, **first})))
@@ -71,7 +74,10 @@ def test_settings_are_put_together_in_layers(tmp_path: Path) -> None:
     assert study.arms["large-noise"].settings == {"ipc": 9, "init": "real"}
     assert [arm.label for arm in study.arms.values()] == ["noise", "mean", "other"]
     assert [arm.grid for arm in study.arms.values()] == [{"seed": [1, 2]}, {"seed": [3]}, {}]
-    assert study.tuning == {"split": "validation", "sets": 2} and study.extensions == 1
+    assert [arm.tuning for arm in study.arms.values()] == [{"sets": 2}] * 2 + [
+        {"sets": 2, "ipc": 1}
+    ]
+    assert study.extensions == 1
     assert study.panels == {"small": "Small", "large": "large"}
 
 
@@ -80,7 +86,10 @@ def test_settings_are_put_together_in_layers(tmp_path: Path) -> None:
     [
         ({"arm": {}}, "the study: arm: unknown; takes title, "),
         ({"tune": {"extension": 1}}, "tune: extension: unknown; takes extensions, "),
-        ({"tune": {"settings": {"split": "test"}}}, "split: got test, takes validation"),
+        (
+            {"tune": {"settings": {"split": "test"}}},
+            "split of its tuning: got test, takes validation",
+        ),
         ({"tune": {"grid": {"seed": [2, 1]}}}, r"seed: got \[2, 1\], takes a list of numbers"),
         ({"arms": {"a": {"panel": "huge"}}}, r"arms.a.panel: got huge, takes small \| large"),
         ({"arms": {"a": {}}}, "arms.a: panel: is missing"),

@@ -82,8 +82,8 @@ def _load(path: Path) -> Any:
             reason = "it asks for code to be run, which is refused; takes tensors and numbers only"
         else:
             reason = "it is no file of torch.save"
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError):
-        reason = "it is damaged, or no file of torch.save"
+    except Exception:  # whatever the bytes lead the reader to, struct.error among others
+        reason = "it is damaged, no file of torch.save, or larger than the memory"
     raise ValueError(f"{path}: cannot be loaded: {reason}")
 
 

@@ -7,7 +7,8 @@ core busy is no faster so, and has fused operators that stacking cannot use: it 
 Shapes: K = networks, B = images in a step, image = (ch, h, w), theta = (K, *p) each.
 """
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +94,51 @@ class StackedGradient:
     def __call__(self, theta: Theta, images: Tensor, labels: Tensor) -> Theta:
         """Return the gradient (K, *p) of each network's mean cross-entropy."""
         return self._recorded.get(images.shape, self._anew)(theta, images, labels)
+
+
+def arrange(
+    lengths: Sequence[int],
+    network: Network,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    epochs: int,
+    batch_size: int,
+) -> tuple[list[int], Gradient]:
+    """Choose which networks are trained side by side, as is fastest.
+
+    Args:
+        lengths: Of each network, the number of images that it is trained on.
+        network: The architecture.
+        image_shape: (ch, h, w).
+        device: Where.
+        epochs: Passes over the images.
+        batch_size: Images in a step.
+
+    Returns:
+        How many networks to take for each group, in the order of the lengths; and the gradient for
+        a group of any of these sizes.
+    """
+    together, alone = StackedGradient(network), one_gradient(network)
+    sizes: list[int] = []
+    shapes = set()
+    for length, alike in itertools.groupby(lengths):
+        batch = min(length, batch_size)
+        groups = group_sizes(len(list(alike)), network, image_shape, batch, device.type)
+        sizes += groups
+        if epochs * -(-length // batch) >= TRACED_FROM:
+            shapes |= {
+                (number, images)
+                for number in groups
+                for images in (batch, length % batch or batch)
+                if number > 1
+            }
+    together.record(sorted(shapes), image_shape, device)
+
+    def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
+        return (together if len(labels) > 1 else alone)(theta, images, labels)
+
+    return sizes, gradient
 
 
 def group_sizes(

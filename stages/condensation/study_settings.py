@@ -22,7 +22,7 @@ Grid = Mapping[str, Sequence[float]]
 
 SECTIONS = ("title", "reference", "targets", "base", "tune", "panels", "arms", "published")
 OF_TUNE = ("extensions", "settings", "grid")
-OF_PANEL = ("title", "grid")
+OF_PANEL = ("title", "grid", "tuning")
 OF_ARM = ("panel", "label", "grid")
 
 
@@ -36,6 +36,7 @@ class Arm:
         label: What the figures call it.
         settings: All that differ from the repository's params.yaml.
         grid: What is tuned on the validation split; empty where nothing is.
+        tuning: Settings of the runs of its tuning beside these; always on the validation split.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Arm:
     label: str
     settings: Settings
     grid: Grid
+    tuning: Settings
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ class Study:
         targets: Accuracies, in percent, that the time to reach is told of.
         panels: Key -> title.
         arms: By their keys.
-        tuning: Settings of a tuning run, beside those of the arm; always on the validation split.
         extensions: How often a grid is extended while the best value lies at its edge.
         published: Label -> network -> published mean and standard deviation, in percent.
     """
@@ -67,7 +68,6 @@ class Study:
     targets: tuple[float, ...]
     panels: Mapping[str, str]
     arms: Mapping[str, Arm]
-    tuning: Settings
     extensions: int
     published: Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -100,9 +100,7 @@ def load_study(folder: Path) -> Study:
     _check_keys(path, "the study", values, SECTIONS, needed=("title", "base", "panels", "arms"))
     tune = values.get("tune") or {}
     _check_keys(path, "tune", tune, OF_TUNE)
-    tuning = {"split": "validation", **(tune.get("settings") or {})}
-    if tuning["split"] != "validation":
-        raise ValueError(f"{path}: tune.settings: split: got {tuning['split']}, takes validation")
+    tuning = tune.get("settings") or {}
     panels = {key: panel or {} for key, panel in values["panels"].items()}
     arms = {}
     for key, own in values["arms"].items():
@@ -117,7 +115,14 @@ def load_study(folder: Path) -> Study:
             _check_grid(f"{path}: grid of arms.{key}: {tuned}", tried)
         label = str(own.get("label", key.removeprefix(f"{name}-")))
         settings = {setting: value for layer in layers for setting, value in layer.items()}
-        arms[key] = Arm(key, name, label, settings, grid)
+        arms[key] = Arm(
+            key, name, label, settings, grid, {**tuning, **panels[name].get("tuning", {})}
+        )
+        split = arms[key].tuning.get("split", "validation")
+        if split != "validation":
+            raise ValueError(
+                f"{path}: arms.{key}: split of its tuning: got {split}, takes validation"
+            )
     return Study(
         folder=folder,
         title=values["title"],
@@ -125,7 +130,6 @@ def load_study(folder: Path) -> Study:
         targets=tuple(values.get("targets") or ()),
         panels={key: str(panel.get("title", key)) for key, panel in panels.items()},
         arms=arms,
-        tuning=tuning,
         extensions=tune.get("extensions", 0),
         published=values.get("published") or {},
     )

@@ -6,10 +6,11 @@ their values.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reference
@@ -17,19 +18,25 @@ from benchmarks.measure import Run
 from benchmarks.processes import numbers_of_processes, run_of_processes
 from condensation import matching
 from condensation.allocator import keep_freed_memory
+from condensation.augmentation import apply_augmentation, crop_scale_rotate
+from condensation.compilation import choose_kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.loops import default_loops
 from condensation.matching import Curvature, draw_probes, make_matching_step
 from condensation.networks import Theta, build_network, init_theta
 from condensation.randomness import generator, set_determinism
-from condensation.training import predict, train
+from condensation.stacked import arrange
+from condensation.training import predict, train, train_together
 from condensation.workers import parallel_map
 
 DISTANCE = "squared_euclidean"
 WEIGHT = 0.1
-NETWORKS, EPOCHS, TESTED = 4, 20, 2000
-"""Of the case `evaluation`: networks, epochs of training of each, images it is tested on."""
+NETWORKS, TESTED = 8, 2000
+"""Of the case `evaluation`: networks, and images that each is tested on."""
+EPOCHS = {"mlp": 400, "lenet": 100, "convnet": 10}
+"""Of the case `evaluation`: epochs of training of each network."""
+PUBLISHED_SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0005}
 
 ORDER_1 = "order 1"
 FORMS = (ORDER_1, *CURVATURE_FORMS)
@@ -99,7 +106,11 @@ class Inputs:
         if self.form is not None:
             curvature = Curvature(CURVATURE_FORMS[self.form], WEIGHT, case.real)
         step = make_matching_step(
-            [self.network] * case.sets, DISTANCES[DISTANCE], curvature, self.counts
+            [self.network] * case.sets,
+            DISTANCES[DISTANCE],
+            curvature,
+            self.counts,
+            compiled=device.type == "cuda",
         )
         self.step = lambda thetas: step(self.synthetic, self.real, thetas, self.probes, siamese)
 
@@ -132,6 +143,7 @@ def set_up_engine(inputs: Inputs, device: torch.device) -> None:
     """Do what the stages do at their start, to the process and for this network."""
     keep_freed_memory()
     set_determinism()
+    choose_kernels("on", inputs.network, device, 0)
 
 
 def step(case: Case, device: torch.device, side: str) -> Run:
@@ -194,31 +206,59 @@ def _train(inputs: Inputs, theta: Theta, epochs: int, number: int) -> Theta:
 
 
 def evaluation(case: Case, device: torch.device, side: str) -> Run:
-    """Fresh networks trained on the synthetic images and tested, as many as `NETWORKS`."""
+    """Fresh networks trained on the synthetic images, as published for MNIST, and tested."""
     inputs = Inputs(case, device)
+    epochs = EPOCHS[case.network.split("-")[0]]
     tested = _images(1, TESTED, case.size, device)[0]
+    images, labels = inputs.synthetic[0], inputs.labels
 
     def of_reference() -> None:
-        for _ in range(NETWORKS):
-            module = inputs.module(0)
-            reference.train(module, inputs.synthetic[0], inputs.labels, EPOCHS, 256, 0.01)
+        for number in range(NETWORKS):
+            module, draw = inputs.module(0), generator(number, "training")
+            optimiser = torch.optim.SGD(module.parameters(), lr=0.01, **PUBLISHED_SGD)
+            for _ in range(epochs):
+                for chosen in torch.randperm(len(images), generator=draw).split(256):
+                    augmentation = crop_scale_rotate(len(chosen), (case.size, case.size), draw)
+                    batch = apply_augmentation(images[chosen.to(device)], augmentation)
+                    optimiser.zero_grad()
+                    F.cross_entropy(module(batch), labels[chosen.to(device)]).backward()
+                    optimiser.step()
             with torch.no_grad():
                 for block in tested.split(1000):
                     module(block).argmax(1)
 
-    def one(number: int) -> Tensor:
-        theta = _train(inputs, inputs.thetas[0], EPOCHS, number)
-        return predict(theta, inputs.network, tested)
-
     def of_engine() -> None:
-        parallel_map(one, range(NETWORKS), device)
+        shape = (1, case.size, case.size)
+        sizes, gradient = arrange(
+            [len(images)] * NETWORKS, inputs.network, shape, device, epochs=epochs, batch_size=256
+        )
+
+        def group(numbers: list[int]) -> None:
+            trained = train_together(
+                [inputs.thetas[0]] * len(numbers),
+                gradient,
+                [images] * len(numbers),
+                [labels] * len(numbers),
+                [generator(number, "training") for number in numbers],
+                epochs=epochs,
+                batch_size=256,
+                learning_rate=0.01,
+                augmentation=crop_scale_rotate,
+                **PUBLISHED_SGD,
+            )
+            for theta in trained:
+                predict(theta, inputs.network, tested)
+
+        left = iter(range(NETWORKS))
+        parallel_map(group, [list(islice(left, size)) for size in sizes], device)
 
     return of_reference if side == "reference" else _engine(inputs, device, of_engine)
 
 
-LADDER = ("reference", "side by side", "+ memory kept", "+ blocks", "+ fused")
+LADDER = ("reference", "side by side", "+ memory kept", "+ blocks", "+ fused", "+ kernels")
 """What the engine does, one thing after the other: classes side by side on threads; freed memory
-kept; real images in blocks that stay in the cache; the network's blocks fused. The last is all."""
+kept; real images in blocks that stay in the cache; the network's blocks fused; their passes by
+compiled kernels. The last is all."""
 
 
 def ladder(case: Case, device: torch.device, side: str) -> Run:
@@ -226,7 +266,8 @@ def ladder(case: Case, device: torch.device, side: str) -> Run:
     if side in (LADDER[0], LADDER[-1]):
         return step(case, device, "reference" if side == LADDER[0] else "engine")
     inputs, rung = Inputs(case, device), LADDER.index(side)
-    inputs.network.fused = inputs.network.module
+    if rung < 4:
+        inputs.network.fused = inputs.network.module
     if rung >= 2:
         keep_freed_memory()
     if rung < 3:
@@ -284,7 +325,7 @@ def _in_order() -> Iterator[Case]:
     yield Case(ipc=10, real=256)
     yield Case(kind="ladder")
     yield Case(kind="processes")
-    for ipc, network in ((1, "convnet"), (1, "mlp"), (10, "convnet")):
+    for ipc, network in product((1, 10), EPOCHS):
         yield Case(kind="evaluation", ipc=ipc, network=network)
     yield Case(kind="iteration", ipc=10)
     for key in GROWTH:
