@@ -81,6 +81,33 @@ def test_number_of_parameters_is_the_published_one(name: str, shape: tuple[int, 
     assert size == PUBLISHED_SIZES[name, shape]
 
 
+# Weights of the first layer for each further channel, and features that are classified.
+FIRST_AND_LAST = {
+    "mlp": (784 * 128, 128),
+    "lenet": (25 * 6, 84),
+    "convnet": (9 * 128, 2048),
+    "alexnet": (25 * 128, 16 * 192),
+    "vgg11": (9 * 64, 512),
+    "resnet18": (9 * 64, 512),
+}
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [28, 32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_channels_sizes_and_classes_change_the_ends_only(
+    name: str, side: int, channels: int, num_classes: int
+) -> None:
+    """What is between is of 32 x 32, to which 28 x 28 is padded; only the MLP sees pixels."""
+    first, features = FIRST_AND_LAST[name]
+    expected = PUBLISHED_SIZES[name, MNIST]
+    expected += (channels - 1) * first + (num_classes - 10) * (features + 1)
+    expected += channels * (side**2 - 784) * 128 if name == "mlp" else 0
+    network = build_network(name, (channels, side, side), num_classes)
+    assert sum(p.numel() for p in network.module.parameters()) == expected
+
+
 def test_sizes_written_as_sums_agree_with_the_numbers_told() -> None:
     assert vgg11_size(3) == 9_231_114 and resnet18_size(3, 1) == 11_173_962
 
