@@ -255,23 +255,24 @@ def evaluation(case: Case, device: torch.device, side: str) -> Run:
     return of_reference if side == "reference" else _engine(inputs, device, of_engine)
 
 
-LADDER = ("reference", "side by side", "+ memory kept", "+ blocks", "+ fused", "+ kernels")
-"""What the engine does, one thing after the other: classes side by side on threads; freed memory
-kept; real images in blocks that stay in the cache; the network's blocks fused; their passes by
-compiled kernels. The last is all."""
+LADDER = (
+    *("reference", "classes side by side", "+ freed memory kept", "+ blocks in the cache"),
+    *("+ fused operators", "+ compiled kernels"),
+)
+"""What the engine does, one thing after the other; the last is all of it."""
 
 
 def ladder(case: Case, device: torch.device, side: str) -> Run:
-    """The image step with the first measures of `LADDER`, to the named one."""
+    """The image step with what `LADDER` lists, down to the named one."""
     if side in (LADDER[0], LADDER[-1]):
         return step(case, device, "reference" if side == LADDER[0] else "engine")
     inputs, rung = Inputs(case, device), LADDER.index(side)
-    if rung < 4:
-        inputs.network.fused = inputs.network.module
     if rung >= 2:
         keep_freed_memory()
     if rung < 3:
         matching.REAL_BLOCK.clear()
+    if rung < 4:
+        inputs.network.fused = inputs.network.module
     return lambda: _nothing(inputs.step(inputs.thetas))
 
 
