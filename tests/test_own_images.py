@@ -82,6 +82,19 @@ def test_images_of_all_sizes_and_kinds_become_one(tmp_path: Path) -> None:
     assert raw.train_images.shape == (18, 3, 16, 16) and len(raw.test_labels) == 4
 
 
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_images_are_brought_to_the_sizes_of_the_literature(size: int, tmp_path: Path) -> None:
+    images, labels = picture("images", 6, 20, 24, 3), np.arange(6) % 2
+    path = make_arrays(tmp_path / "own.npz", images=images, labels=labels)
+    raw = read_own_images(path, size, 0)
+    assert raw.train_images.shape == (4, 3, size, size) and raw.test_images.shape == (
+        2,
+        3,
+        size,
+        size,
+    )
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
 def test_an_npz_file(shape: tuple[int, ...], tmp_path: Path) -> None:
     images, tests = picture("images", 10, *shape), picture("tests", 4, *shape)
