@@ -106,7 +106,11 @@ class Inputs:
         if self.form is not None:
             curvature = Curvature(CURVATURE_FORMS[self.form], WEIGHT, case.real)
         step = make_matching_step(
-            [self.network] * case.sets, DISTANCES[DISTANCE], curvature, self.counts
+            [self.network] * case.sets,
+            DISTANCES[DISTANCE],
+            curvature,
+            self.counts,
+            compiled=device.type == "cuda",
         )
         self.step = lambda thetas: step(self.synthetic, self.real, thetas, self.probes, siamese)
 
