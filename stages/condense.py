@@ -21,7 +21,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.augmentation import AUGMENTATIONS
 from condensation.blocks import Block, assemble
 from condensation.checkpoints import Checkpoints
-from condensation.compilation import choose_kernels
+from condensation.compilation import choose_kernels, choose_transform
 from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
@@ -126,16 +126,17 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     seeds = range(params.seed, params.seed + params.sets)
     draws = Draws(dataset, seeds, augmentation, device)
     blocks = ranks.blocks(params.sets, dataset.num_classes)
-    match = make_match(params, network, counts, draws, blocks)
     outer, inner = params.loops
+    compiled, said = choose_transform(params.compile, device, settings.iterations * outer)
+    match = make_match(params, network, counts, draws, blocks, compiled)
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
     per_step = params.sets * dataset.num_classes * settings.real_per_class
     num_images = settings.iterations * outer * per_step
-    compiled = choose_kernels(params.compile, network, device, num_images)
+    said = said or choose_kernels(params.compile, network, device, num_images)
     if ranks.first:
-        say(compiled)
+        say(said)
 
     checkpoint = checkpoints.piece("images")
     state = ranks.share(checkpoint.load())
@@ -272,7 +273,12 @@ Match = Callable[[Tensor, Sequence[Theta], int, int], Matched]
 
 
 def make_match(
-    params: Params, network: Network, counts: tuple[int, ...], draws: Draws, blocks: list[Block]
+    params: Params,
+    network: Network,
+    counts: tuple[int, ...],
+    draws: Draws,
+    blocks: list[Block],
+    compiled: bool,
 ) -> Match:
     """Return the image step on these blocks of sets and classes; elsewhere it gives zeros.
 
@@ -314,6 +320,7 @@ def make_match(
                 second,
                 counts[classes.start : classes.stop],
                 classes.start,
+                compiled,
             )
             own = images[sets.start : sets.stop, block.rows(counts)]
             siamese = [draws.siamese(k, classes, number) for k in sets]

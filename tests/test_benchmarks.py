@@ -28,6 +28,7 @@ def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a side does to its process, it would do to the one of the tests."""
     monkeypatch.setattr(cases, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(cases, "set_determinism", lambda: None)
+    monkeypatch.setattr(cases, "choose_kernels", lambda *_: "")
     monkeypatch.setattr(matching, "REAL_BLOCK", dict(matching.REAL_BLOCK))
 
 

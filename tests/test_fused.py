@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condensation import compilation, fused, kernels, winograd
-from condensation.compilation import choose_kernels
+from condensation.compilation import choose_kernels, choose_transform
 from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.networks import NETWORKS, build_network, init_theta
 from condensation.randomness import generator
@@ -174,6 +174,23 @@ def test_one_line_says_what_is_compiled_and_why(
     line = choose_kernels(setting, network, torch.device(device), num_images)
     kernels.discard()
     assert line.startswith(said) and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "num_steps", "compiled", "said"),
+    [
+        ("auto", "cpu", 10**6, False, ""),
+        ("on", "cuda", 1, True, "compile: on; compiled: the synthetic side"),
+        ("auto", "cuda", 10**6, True, "compile: auto; compiled: the synthetic side"),
+        ("auto", "cuda", 9, False, "compile: auto; not compiled: too little work, 9 image steps"),
+        ("off", "cuda", 10**6, False, ""),
+    ],
+)
+def test_the_transform_is_compiled_on_cuda_for_long_runs(
+    setting: str, device: str, num_steps: int, compiled: bool, said: str
+) -> None:
+    chosen, line = choose_transform(setting, torch.device(device), num_steps)
+    assert chosen == compiled and line.startswith(said) and bool(line) == bool(said)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from condensation import kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.derivatives import classification_loss, constant_loss_gradient, loss_gradient
 from condensation.distances import DISTANCES
@@ -17,10 +18,12 @@ from condensation.matching import (
     draw_probes,
     make_matching_step,
     match_class,
+    match_classes,
 )
 from condensation.networks import NETWORKS, Network, Theta
 from condensation.randomness import generator
 from condensation.siamese_augmentation import FAMILIES, SiameseAugmentation, siamese
+from condensation.stacked_classes import ClassInputs, stack, stacked_transform
 from conftest import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -334,14 +337,25 @@ def test_probes_are_signs_and_the_same_for_the_same_stream() -> None:
     assert not torch.equal(first["linear0.weight"], second["linear0.weight"])
 
 
-def test_result_does_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_result_does_not_depend_on_the_number_of_threads(compiled: bool) -> None:
     before, results = torch.get_num_threads(), []
+    network, theta = tiny_network("convnet", width=8)
+    inputs = case("convnet")[2:4]
+    probes = draw_probes(theta, 1, generator(0, "probes"))
+    assert not compiled or kernels.build() == ""
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(match_one_set(*case("convnet"), "squared_euclidean", curvature("hvp")))
+            assert kernels.usable(torch.float64, 8) == compiled
+            results.append(
+                match_one_set(
+                    network, theta, *inputs, probes, "squared_euclidean", curvature("hvp")
+                )
+            )
     finally:
         torch.set_num_threads(before)
+        kernels.discard()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -399,3 +413,89 @@ def test_image_gradients_flow_through_the_augmentation(form: str | None, family:
     slope = central_difference(value, synthetic[1], along)
     assert slope.abs() > 1e-7
     torch.testing.assert_close((gradient * along).sum(), slope, rtol=1e-5, atol=1e-7)
+
+
+def classes_together(
+    form: str | None, counts: tuple[int, ...], name: str, augmented: bool
+) -> tuple[list[Matched], list[Matched]]:
+    """The classes by one transform, and one after the other."""
+    network, theta, synthetic, real, probes = case(name)
+    distance, second = DISTANCES["squared_euclidean"], curvature(form)
+    images = [part[:number] for part, number in zip(synthetic, counts, strict=True)]
+    siamese_draws = [siamese_draw("scale") if augmented else None for _ in counts]
+    together = match_classes(
+        theta, network, images, list(real), 0, distance, second, probes, siamese_draws, False
+    )
+    alone = [
+        match_class(theta, network, *sides, c, distance, second, probes, siamese_draws[c])
+        for c, sides in enumerate(zip(images, real, strict=True))
+    ]
+    return together, alone
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("counts", [(2, 2, 2), (2, 1, 2)])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["convnet", "mlp"])
+def test_one_transform_of_all_classes_equals_the_class_loop(
+    name: str, form: str | None, counts: tuple[int, ...], augmented: bool
+) -> None:
+    together, alone = classes_together(form, counts, name, augmented)
+    for ours, expected in zip(together, alone, strict=True):
+        for got, wanted in zip(ours, expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
+
+
+COMPILED = [
+    ("mlp", None, "aot_eager"),
+    *(
+        pytest.param(name, form, "inductor", marks=pytest.mark.slow)
+        for name in ("mlp", "convnet")
+        for form in FORMS
+    ),
+]
+"""The fast case is traced as the others are, without a break, but not compiled further."""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("name", "form", "backend"), COMPILED)
+def test_the_compiled_transform_equals_the_eager_one(
+    name: str, form: str | None, backend: str
+) -> None:
+    """It is asked for as one graph: a break would be an error."""
+    network, theta, synthetic, real, probes = case(name)
+    labels = torch.arange(NUM_CLASSES)[:, None].expand(-1, 2)
+    target = {key: value.cos() for key, value in theta.items()}
+    constants = {None: [], "hvp": probes, "lookahead": [theta, target]}.get(form, [target])
+    inputs = stack(
+        [
+            ClassInputs(images, own, target, [*probes], [*constants])
+            for images, own in zip(synthetic, labels, strict=True)
+        ]
+    )
+    second = CURVATURE_FORMS[form] if form else None
+    arguments = (network.module, DISTANCES["squared_euclidean"], second)
+    torch.compiler.reset()
+    results = [
+        stacked_transform(*arguments, way)(theta, network.statistics, inputs)
+        for way in (None, backend)
+    ]
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_host_waits_for_nothing_in_a_step(
+    form: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number goes from the device to Python: on CUDA each would stop the queue of kernels."""
+    network, theta, synthetic, real, probes = case("mlp")
+
+    def wait(*arguments: object) -> None:
+        raise AssertionError("the host waits")
+
+    for name in ("item", "cpu", "tolist", "numpy", "__bool__", "__float__"):
+        monkeypatch.setattr(Tensor, name, wait)
+    distance, draws = DISTANCES["squared_euclidean"], [None] * NUM_CLASSES
+    sides = (list(synthetic), list(real), 0)
+    match_classes(theta, network, *sides, distance, curvature(form), probes, draws, False)

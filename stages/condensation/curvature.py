@@ -24,7 +24,7 @@ from condensation.derivatives import (
     loss_gradient,
 )
 from condensation.distances import Distance
-from condensation.networks import Network, Theta
+from condensation.networks import Network, NetworkFunction, Theta
 
 LOOKAHEAD_STEP = 0.01
 """Length eta of the SGD step of `lookahead`: the learning rate of the published inner loop."""
@@ -73,7 +73,7 @@ class SyntheticSide:
     """
 
     theta: Theta
-    network: Network
+    network: NetworkFunction
     images: Tensor
     labels: Tensor
     gradient: Theta

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from condensation.augmentation import Augmentation, apply_augmentation
-from condensation.curvature import CurvatureForm, RealSide, SyntheticSide
+from condensation.curvature import Constants, CurvatureForm, RealSide, SyntheticSide
 from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.distances import Distance
 from condensation.networks import Network, Theta
+from condensation.stacked_classes import ClassInputs, stacked_slopes
 from condensation.workers import parallel_map
 
 REAL_BLOCK = {"cpu": 32}
@@ -112,13 +113,9 @@ def match_class(
     Returns:
         Without the axes K and C.
     """
-    images = synthetic.detach().requires_grad_()
-    seen = images
-    if augmentation is not None:
-        seen, real = (apply_augmentation(side, augmentation) for side in (images, real))
+    images, seen, real = _augmented(synthetic, real, augmentation)
     real_labels = torch.full((len(real),), class_index, device=real.device)
-    block_size = REAL_BLOCK.get(real.device.type, len(real))
-    target = constant_loss_gradient(theta, network, real, real_labels, block_size)
+    target = constant_loss_gradient(theta, network, real, real_labels, _block_size(real))
     labels = torch.full((len(images),), class_index, device=images.device)
     gradient = loss_gradient(theta, network, seen, labels)
     loss = distance(gradient, target)
@@ -128,19 +125,113 @@ def match_class(
         return Matched(of_distance, loss.detach(), zero, zero, zero)
 
     probes = probes or [target]
-    part = slice(curvature.real_per_class)
-    gap = {}
-    if curvature.form.needs_gap:
-        gap = {name: target[name] - value.detach() for name, value in gradient.items()}
-    constants = curvature.form.constants(
-        RealSide(theta, network, real[part], real_labels[part], target, probes, gap, block_size)
-    )
+    constants = _constants(theta, network, real, real_labels, target, probes, gradient, curvature)
     side = SyntheticSide(theta, network, seen, labels, gradient, target, probes)
     term = curvature.form.term(side, distance, constants)
     (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
     (of_term,) = torch.autograd.grad(term, images)
     combined, ratio, cosine = weigh(of_distance, of_term, curvature.weight)
     return Matched(combined, loss.detach(), term.detach(), ratio, cosine)
+
+
+def match_classes(
+    theta: Theta,
+    network: Network,
+    synthetic: Sequence[Tensor],
+    real: Sequence[Tensor],
+    first_class: int,
+    distance: Distance,
+    curvature: Curvature | None,
+    probes: Sequence[Theta],
+    siamese: Sequence[Augmentation | None],
+    compiled: bool,
+) -> list[Matched]:
+    """Match the classes of one set, the synthetic side of all in one transform.
+
+    The same numbers as `match_class` gives class by class.
+
+    Args:
+        theta: Parameters.
+        network: The network.
+        synthetic: Of each class, (S, ch, h, w).
+        real: Of each class, (R, ch, h, w), normalised.
+        first_class: The number of the first of the classes.
+        distance: D.
+        curvature: Q and its weight; None is order 1.
+        probes: What Q is probed with; none stands for the real gradient.
+        siamese: Of each class, the draw for its real and its synthetic images.
+        compiled: Whether the transform is compiled.
+    """
+    sides, inputs = [], []
+    for c, (images, batch, augmentation) in enumerate(zip(synthetic, real, siamese, strict=True)):
+        leaf, seen, batch = _augmented(images, batch, augmentation)
+        sides.append((leaf, seen))
+        real_labels = torch.full((len(batch),), first_class + c, device=batch.device)
+        labels = torch.full((len(images),), first_class + c, device=images.device)
+        target = constant_loss_gradient(theta, network, batch, real_labels, _block_size(batch))
+        own: Sequence[Theta] = []
+        constants: Constants = []
+        if curvature is not None:
+            own = probes or [target]
+            gradient = {}
+            if curvature.form.needs_gap:
+                gradient = loss_gradient(theta, network, seen.detach(), labels)
+            constants = _constants(
+                theta, network, batch, real_labels, target, own, gradient, curvature
+            )
+        inputs.append(ClassInputs(seen.detach(), labels, target, list(own), constants))
+    form = None if curvature is None else curvature.form
+    matched = []
+    for (leaf, seen), slopes in zip(
+        sides, stacked_slopes(theta, network, inputs, distance, form, compiled), strict=True
+    ):
+        of_distance, of_term = (
+            torch.autograd.grad(seen, leaf, slope, retain_graph=True)[0]
+            if seen is not leaf
+            else slope
+            for slope in (slopes.of_distance, slopes.of_term)
+        )
+        zero = torch.zeros_like(slopes.distance)
+        combined, ratio, cosine = of_distance, zero, zero
+        if curvature is not None:
+            combined, ratio, cosine = weigh(of_distance, of_term, curvature.weight)
+        matched.append(Matched(combined, slopes.distance, slopes.term, ratio, cosine))
+    return matched
+
+
+def _augmented(
+    synthetic: Tensor, real: Tensor, augmentation: Augmentation | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The synthetic images as a leaf, and what the network sees of them and of the real ones.
+    leaf = synthetic.detach().requires_grad_()
+    if augmentation is None:
+        return leaf, leaf, real
+    seen, real = (apply_augmentation(side, augmentation) for side in (leaf, real))
+    return leaf, seen, real
+
+
+def _block_size(real: Tensor) -> int:
+    return REAL_BLOCK.get(real.device.type, len(real))
+
+
+def _constants(
+    theta: Theta,
+    network: Network,
+    real: Tensor,
+    labels: Tensor,
+    target: Theta,
+    probes: Sequence[Theta],
+    gradient: Theta,
+    curvature: Curvature,
+) -> Constants:
+    # What the form takes from the real images; `gradient` is g_S, for the forms that need the gap.
+    gap = {}
+    if curvature.form.needs_gap:
+        gap = {name: target[name] - value.detach() for name, value in gradient.items()}
+    part = slice(curvature.real_per_class)
+    return curvature.form.constants(
+        RealSide(theta, network, real[part], labels[part], target, probes, gap, _block_size(real))
+    )
 
 
 def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,8 +269,12 @@ def make_matching_step(
     curvature: Curvature | None,
     counts: Sequence[int],
     first_class: int = 0,
+    compiled: bool = False,
 ) -> MatchingStep:
-    """Return the function that matches all classes of all sets, side by side.
+    """Return the function that matches all classes of all sets.
+
+    On the CPU side by side, one class a thread; elsewhere set after set, the synthetic side of all
+    classes together.
 
     Args:
         networks: That of each set: one and the same but for frozen statistics.
@@ -187,6 +282,7 @@ def make_matching_step(
         curvature: Q and its weight; None is order 1.
         counts: The number of synthetic images of each class.
         first_class: The class of the first of them, where they are consecutive ones of more.
+        compiled: Whether the transform of the synthetic side is compiled, where there is one.
     """
 
     def step(
@@ -212,8 +308,27 @@ def make_matching_step(
                 siamese[k][c],
             )
 
-        indices = [(k, c) for k in range(len(synthetic)) for c in range(len(counts))]
-        gradients, *values = zip(*parallel_map(one, indices, synthetic.device), strict=True)
+        def together(k: int) -> list[Matched]:
+            return match_classes(
+                thetas[k],
+                networks[k],
+                by_class[k],
+                list(real[k]),
+                first_class,
+                distance,
+                curvature,
+                probes[k],
+                siamese[k],
+                compiled,
+            )
+
+        sets, classes = range(len(synthetic)), range(len(counts))
+        if synthetic.device.type == "cpu":
+            indices = [(k, c) for k in sets for c in classes]
+            matched = parallel_map(one, indices, synthetic.device)
+        else:
+            matched = [each for k in sets for each in together(k)]
+        gradients, *values = zip(*matched, strict=True)
         return Matched(
             torch.cat(gradients).view_as(synthetic),
             *(torch.stack(value).view(len(synthetic), len(counts)) for value in values),

@@ -8,6 +8,7 @@ is no test part, one is drawn.
 Shapes: N = number of images, C = classes, image = (ch, h, w).
 """
 
+import io
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -112,18 +113,20 @@ def _read_folder(path: Path, image_size: int | None) -> tuple[_Part, _Part | Non
     for listed in parts.values():
         images = torch.zeros(len(listed), num_channels, *size, dtype=torch.uint8)
         for index, file in enumerate(listed):
-            if modes_and_sizes[file] is None:
+            looked = modes_and_sizes[file]
+            if looked is None:
                 continue
-            image = _decode(file, num_channels, path, problems)
-            if image is not None and image_size is not None:
-                images[index] = resize(image[None], image_size)[0]
-            elif image is not None and image.shape[1:] != size:
+            if image_size is None and looked[1] != size:
+                # Before it is decoded: what a damaged file announces may be enormous.
                 problems.append(
-                    f"{file.relative_to(path)}: is {_shown(image.shape[1:])}, most images are "
+                    f"{file.relative_to(path)}: is {_shown(looked[1])}, most images are "
                     f"{_shown(size)} (height x width); prepare.image_size brings all to one size"
                 )
-            elif image is not None:
-                images[index] = image
+                continue
+            image = _decode(file, num_channels, path, problems)
+            if image is not None:
+                fitting = image if image_size is None else resize(image[None], image_size)[0]
+                images[index] = fitting
         read.append((images, torch.tensor([*listed.values()], dtype=torch.int64)))
     _refuse(path, problems)
     return read[0], read[1] if len(read) > 1 else None, names
@@ -157,7 +160,7 @@ def _look_at(file: Path, path: Path, problems: list[str]) -> tuple[str, tuple[in
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with Image.open(file) as image:
+            with _opened(file) as image:
                 mode, (width, height) = image.mode, image.size
     except Exception as error:  # a decoder stumbles over damaged bytes in a way of its own
         problems.append(f"{file.relative_to(path)}: cannot be read ({_line(error, file)})")
@@ -170,10 +173,15 @@ def _look_at(file: Path, path: Path, problems: list[str]) -> tuple[str, tuple[in
     return mode, (height, width)
 
 
+def _opened(file: Path) -> Image.Image:
+    # From memory: of a file on the disk, Python allocates as much as a damaged one announces.
+    return Image.open(io.BytesIO(file.read_bytes()))
+
+
 def _decode(file: Path, num_channels: int, path: Path, problems: list[str]) -> Tensor | None:
     # Return an image (ch, h, w); transparency is left out.
     try:
-        with Image.open(file) as image:
+        with _opened(file) as image:
             array = np.array(image.convert("L" if num_channels == 1 else "RGB"))
     except Exception as error:
         problems.append(f"{file.relative_to(path)}: cannot be read ({_line(error, file)})")

@@ -7,6 +7,7 @@ Shapes: C = classes, image = (ch, h, w).
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -249,7 +250,9 @@ def _facets(facets: Facets, height: float, sharey: bool = False) -> tuple[Figure
         axes.remove()
     panels = panels[: len(facets)]
     for axes, title in zip(panels, facets, strict=True):
-        axes.set_title(title, fontsize=9.5)
+        # Three abreast, a title has room for so many letters.
+        short = textwrap.fill(title, 30) if abreast == MAX_ABREAST else title
+        axes.set_title(short, fontsize=9.5)
     return figure, panels
 
 

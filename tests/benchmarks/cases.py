@@ -19,6 +19,7 @@ from benchmarks.processes import numbers_of_processes, run_of_processes
 from condensation import matching
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import apply_augmentation, crop_scale_rotate
+from condensation.compilation import choose_kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.loops import default_loops
@@ -105,7 +106,11 @@ class Inputs:
         if self.form is not None:
             curvature = Curvature(CURVATURE_FORMS[self.form], WEIGHT, case.real)
         step = make_matching_step(
-            [self.network] * case.sets, DISTANCES[DISTANCE], curvature, self.counts
+            [self.network] * case.sets,
+            DISTANCES[DISTANCE],
+            curvature,
+            self.counts,
+            compiled=device.type == "cuda",
         )
         self.step = lambda thetas: step(self.synthetic, self.real, thetas, self.probes, siamese)
 
@@ -138,6 +143,7 @@ def set_up_engine(inputs: Inputs, device: torch.device) -> None:
     """Do what the stages do at their start, to the process and for this network."""
     keep_freed_memory()
     set_determinism()
+    choose_kernels("on", inputs.network, device, 0)
 
 
 def step(case: Case, device: torch.device, side: str) -> Run:
@@ -249,21 +255,24 @@ def evaluation(case: Case, device: torch.device, side: str) -> Run:
     return of_reference if side == "reference" else _engine(inputs, device, of_engine)
 
 
-LADDER = ("reference", "side by side", "+ memory kept", "+ blocks", "+ fused")
-"""What the engine does, one thing after the other: classes side by side on threads; freed memory
-kept; real images in blocks that stay in the cache; the network's blocks fused. The last is all."""
+LADDER = (
+    *("reference", "classes side by side", "+ freed memory kept", "+ blocks in the cache"),
+    *("+ fused operators", "+ compiled kernels"),
+)
+"""What the engine does, one thing after the other; the last is all of it."""
 
 
 def ladder(case: Case, device: torch.device, side: str) -> Run:
-    """The image step with the first measures of `LADDER`, to the named one."""
+    """The image step with what `LADDER` lists, down to the named one."""
     if side in (LADDER[0], LADDER[-1]):
         return step(case, device, "reference" if side == LADDER[0] else "engine")
     inputs, rung = Inputs(case, device), LADDER.index(side)
-    inputs.network.fused = inputs.network.module
     if rung >= 2:
         keep_freed_memory()
     if rung < 3:
         matching.REAL_BLOCK.clear()
+    if rung < 4:
+        inputs.network.fused = inputs.network.module
     return lambda: _nothing(inputs.step(inputs.thetas))
 
 

@@ -1,0 +1,148 @@
+"""The synthetic side of all classes as one transform: for devices that want few, large operators.
+
+The same numbers as `match_class`, class after class. `torch.func.vmap` over the classes of a nested
+gradient; what is random or varies (probes, augmentation) is drawn outside and passed in, so that
+the whole can be compiled without a break, and on CUDA becomes one graph of kernels.
+
+Shapes: C = classes, S = synthetic images of each, the same number; image = (ch, h, w).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from condensation.curvature import Constants, CurvatureForm, SyntheticSide
+from condensation.derivatives import loss_gradient
+from condensation.distances import Distance
+from condensation.networks import Network, Theta
+
+
+class ClassInputs(NamedTuple):
+    """What one class's matching loss takes, beside theta; stacked, of all classes.
+
+    Attributes:
+        images: (S, ch, h, w), as the network sees them.
+        labels: (S,).
+        real_gradient: g_T.
+        probes: Vectors v of the shape of theta.
+        constants: What the form of order 2 computed from the real images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    real_gradient: Theta
+    probes: list[Theta]
+    constants: Constants
+
+
+class ClassSlopes(NamedTuple):
+    """Two terms of the matching loss and their slopes; with order 1, zeros for the second.
+
+    Attributes:
+        of_distance: dD/dimages, (S, ch, h, w).
+        distance: D, ().
+        of_term: dQ/dimages, (S, ch, h, w).
+        term: Q, ().
+    """
+
+    of_distance: Tensor
+    distance: Tensor
+    of_term: Tensor
+    term: Tensor
+
+
+Transform = Callable[[Theta, Theta, ClassInputs], ClassSlopes]
+"""`(theta, statistics, inputs of C classes) -> slopes of C classes`."""
+
+
+@cache
+def stacked_transform(
+    module: nn.Module, distance: Distance, form: CurvatureForm | None, backend: str | None
+) -> Transform:
+    """Return the transform of all classes; the same arguments give the same one, compiled once.
+
+    Args:
+        module: The network's architecture.
+        distance: D.
+        form: Q; None is order 1.
+        backend: Of `torch.compile`; None leaves it as it is.
+    """
+
+    def call(statistics: Theta, theta: Theta, images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(module, {**theta, **statistics}, (images,))
+        return logits
+
+    def of_class(theta: Theta, statistics: Theta, inputs: ClassInputs) -> ClassSlopes:
+        network = partial(call, statistics)
+        images, labels, real_gradient, probes, constants = inputs
+
+        def first(images: Tensor) -> Tensor:
+            return distance(loss_gradient(theta, network, images, labels), real_gradient)
+
+        def second(images: Tensor) -> Tensor:
+            assert form is not None
+            gradient = loss_gradient(theta, network, images, labels)
+            side = SyntheticSide(theta, network, images, labels, gradient, real_gradient, probes)
+            return form.term(side, distance, constants)
+
+        of_distance, loss = grad_and_value(first)(images)
+        if form is None:
+            return ClassSlopes(
+                of_distance, loss, torch.zeros_like(of_distance), torch.zeros_like(loss)
+            )
+        return ClassSlopes(of_distance, loss, *grad_and_value(second)(images))
+
+    transform: Transform = vmap(of_class, in_dims=(None, None, 0))
+    if backend is None:
+        return transform
+    # CUDA graphs: one launch for the whole transform.
+    mode = "reduce-overhead" if backend == "inductor" and torch.cuda.is_available() else None
+    compiled: Transform = torch.compile(transform, fullgraph=True, backend=backend, mode=mode)
+    return compiled
+
+
+def stack(inputs: Sequence[ClassInputs]) -> ClassInputs:
+    """Put the inputs of several classes, with as many images each, into one."""
+    stacked: ClassInputs = torch.utils._pytree.tree_map(
+        lambda *values: torch.stack(values), *inputs
+    )
+    return stacked
+
+
+def stacked_slopes(
+    theta: Theta,
+    network: Network,
+    inputs: Sequence[ClassInputs],
+    distance: Distance,
+    form: CurvatureForm | None,
+    compiled: bool,
+) -> list[ClassSlopes]:
+    """Return the slopes of each class: one transform for all that have equally many images.
+
+    Args:
+        theta: Parameters.
+        network: The network.
+        inputs: Of each class.
+        distance: D.
+        form: Q; None is order 1.
+        compiled: Whether by `torch.compile`. With frozen statistics the network is another one at
+            each step, and would be compiled each time: it is not.
+    """
+    backend = "inductor" if compiled and not network.statistics else None
+    transform = stacked_transform(network.module, distance, form, backend)
+    slopes: dict[int, ClassSlopes] = {}
+    groups: dict[int, list[int]] = {}
+    for place, each in enumerate(inputs):
+        groups.setdefault(len(each.images), []).append(place)
+    for places in groups.values():
+        of_group = transform(theta, network.statistics, stack([inputs[place] for place in places]))
+        # Clones: the next replay of a CUDA graph writes over its results.
+        slopes |= {
+            place: ClassSlopes(*(value[i].clone() for value in of_group))
+            for i, place in enumerate(places)
+        }
+    return [slopes[place] for place in range(len(inputs))]
