@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from condensation.affine import places
 from condensation.augmentation import (
     AUGMENTATIONS,
     CROP,
@@ -122,3 +124,10 @@ def test_a_shift_moves_whole_pixels_and_its_border_goes_on() -> None:
     assert torch.equal(result[..., :-2, 0], batch[..., 2:, 0])
     drawn = shift(500, SIZE, generator(0)).pixels
     assert set(drawn.flatten().tolist()) == set(range(-SHIFT, SHIFT + 1))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (5, 8)])
+def test_places_are_those_of_pytorch(size: tuple[int, int]) -> None:
+    matrices = torch.randn(6, 2, 3, generator=generator(0), dtype=torch.float64)
+    expected = F.affine_grid(matrices, [6, 1, *size], align_corners=False)
+    torch.testing.assert_close(places(matrices, size), expected, rtol=0, atol=1e-12)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from condensation import kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.derivatives import classification_loss, constant_loss_gradient, loss_gradient
 from condensation.distances import DISTANCES
@@ -336,14 +337,25 @@ def test_probes_are_signs_and_the_same_for_the_same_stream() -> None:
     assert not torch.equal(first["linear0.weight"], second["linear0.weight"])
 
 
-def test_result_does_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_result_does_not_depend_on_the_number_of_threads(compiled: bool) -> None:
     before, results = torch.get_num_threads(), []
+    network, theta = tiny_network("convnet", width=8)
+    inputs = case("convnet")[2:4]
+    probes = draw_probes(theta, 1, generator(0, "probes"))
+    assert not compiled or kernels.build() == ""
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(match_one_set(*case("convnet"), "squared_euclidean", curvature("hvp")))
+            assert kernels.usable(torch.float64, 8) == compiled
+            results.append(
+                match_one_set(
+                    network, theta, *inputs, probes, "squared_euclidean", curvature("hvp")
+                )
+            )
     finally:
         torch.set_num_threads(before)
+        kernels.discard()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

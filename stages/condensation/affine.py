@@ -28,3 +28,19 @@ def rotations(angle: Tensor, size: tuple[int, int]) -> Tensor:
     matrices[:, 0, 1] = -angle.sin() * height / width
     matrices[:, 1, 0] = angle.sin() * width / height
     return matrices
+
+
+def places(matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return where each pixel of the result comes from: (B, h, w, 2), for `grid_sample`.
+
+    As `torch.nn.functional.affine_grid` without `align_corners`, whose many small products take
+    longer on a CPU than the interpolation.
+    """
+    rows, columns = (
+        (2 * torch.arange(side, dtype=matrices.dtype, device=matrices.device) + 1) / side - 1
+        for side in size
+    )
+    by_column, by_row, moved = matrices.unbind(-1)  # (B, 2) each
+    offset = by_row[..., None] * rows + moved[..., None]  # (B, 2, h)
+    across = by_column[..., None] * columns  # (B, 2, w)
+    return torch.stack([across[:, i, None, :] + offset[:, i, :, None] for i in range(2)], -1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condensation.affine import rotations, shifts
+from condensation.affine import places, rotations, shifts
 from condensation.siamese_augmentation import siamese, siamese_without_flip
 
 
@@ -88,16 +88,16 @@ def move(images: Tensor, matrices: Tensor, kind: Tensor) -> Tensor:
     mean = images.mean((-4, -2, -1), keepdim=True).expand(*images.shape[:-2], 1, 1)
     flat, fill = images.flatten(0, -4), mean.flatten(0, -4)
     fill = fill * (kind != SCALE).to(fill)[:, None, None, None]
-    parts, places = [], []
+    parts, order = [], []
     for mode, chosen in (("nearest", kind != ROTATE), ("bicubic", kind == ROTATE)):
         where = chosen.nonzero()[:, 0]
         if len(where):
             own = flat[where.to(flat.device)]
             outside = fill[where.to(flat.device)]
-            grid = F.affine_grid(matrices[where].to(flat), list(own.shape), align_corners=False)
+            grid = places(matrices[where].to(flat), (images.shape[-2], images.shape[-1]))
             parts.append(F.grid_sample(own - outside, grid, mode, align_corners=False) + outside)
-            places.append(where)
-    back = torch.cat(places).argsort().to(flat.device)
+            order.append(where)
+    back = torch.cat(order).argsort().to(flat.device)
     return torch.cat(parts)[back].view_as(images)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condensation.affine import rotations, shifts
+from condensation.affine import places, rotations, shifts
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 BRIGHTNESS = 1.0
@@ -61,7 +61,7 @@ class SiameseAugmentation:
         shape, images = images.shape, images.flatten(0, -4)
         count, _, height, width = images.shape
         matrices = self.matrices.to(images).expand(count, -1, -1)
-        moved = sample(images, F.affine_grid(matrices, list(images.shape), align_corners=False))
+        moved = sample(images, places(matrices, (height, width)))
 
         def per_image(values: Tensor) -> Tensor:
             return values.to(images)[:, None, None, None]
