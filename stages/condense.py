@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
+from condensation.artefacts import SyntheticSet
 from condensation.augmentation import AUGMENTATIONS
 from condensation.blocks import Block, assemble
 from condensation.checkpoints import Checkpoints
@@ -187,11 +188,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
             augmentation=augmentation,
         )
 
-    several = f"{params.sets} sets of " if params.sets > 1 else ""
     where = describe_device(device) + (f" in each of {ranks.size} processes" * (ranks.size > 1))
     bar = Progress(
-        f"condense: {several}{dataset.num_classes} classes x {counts_text(counts)} images on "
-        f"{params.network}, order {params.order}, {settings.iterations} iterations",
+        describe_work(params, counts),
         settings.iterations + 1 - done.iteration,
         "iteration",
         where,
@@ -240,15 +239,35 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
         checkpoint.offer(partial(progress, iteration + 1, first_step, thetas, total))
 
     if ranks.first:
-        record, made = describe(params, device)
-        write_sets(OUTPUT, initial, done.snapshots, record, made, source_of(params.dataset))
-        write_curves(RESULTS, done, names, where)
-        loss = float(f"{sum(done.losses[-1]):.6g}")
-        write_json(RESULTS / "metrics.json", {"condense": {"loss": loss}})
-        print(
-            f"condense: matching loss {loss} after {settings.iterations} iterations "
-            f"({sum(done.losses[0]):.6g} after the first), {done.timing[-1][1]:.0f} s"
-        )
+        write_results(params, initial, done, where, device)
+
+
+def write_results(
+    params: Params,
+    initial: list[SyntheticSet],
+    done: Condensation,
+    where: str,
+    device: torch.device,
+) -> None:
+    """Write the images, the curves and the metrics, and say how it went."""
+    record, made = describe(params, device)
+    write_sets(OUTPUT, initial, done.snapshots, record, made, source_of(params.dataset))
+    write_curves(RESULTS, done, initial[0].class_names, where)
+    loss = float(f"{sum(done.losses[-1]):.6g}")
+    write_json(RESULTS / "metrics.json", {"condense": {"loss": loss}})
+    print(
+        f"condense: matching loss {loss} after {params.condense.iterations} iterations "
+        f"({sum(done.losses[0]):.6g} after the first), {done.timing[-1][1]:.0f} s"
+    )
+
+
+def describe_work(params: Params, counts: tuple[int, ...]) -> str:
+    """Say what is going to be done."""
+    several = f"{params.sets} sets of " if params.sets > 1 else ""
+    return (
+        f"condense: {several}{len(counts)} classes x {counts_text(counts)} images on "
+        f"{params.network}, order {params.order}, {params.condense.iterations} iterations"
+    )
 
 
 def describe(params: Params, device: torch.device) -> tuple[dict[str, str], dict[str, Any]]:

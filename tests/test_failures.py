@@ -104,7 +104,8 @@ def test_a_zero_gradient_is_said_by_the_stage(
     initial.images[2:4] = 1e6
     write_synthetic_set(path, initial)
     run_here(folder, "condense", monkeypatch)
-    (line,) = capsys.readouterr().err.splitlines()
+    compiled, line = capsys.readouterr().err.splitlines()
+    assert compiled.startswith("condense: compile: ")
     assert line.startswith(
         "condense: the image gradient is zero at iteration 1 for the classes one"
     )

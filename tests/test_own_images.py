@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from condensation.artefacts import read_synthetic_set
 from condensation.own_images import read_own_images
 from condensation.randomness import generator
+from workspace import run_here, write_params
 
 SIZES = {"ant": 12, "bee": 3, "cat": 5}
 
@@ -268,3 +270,20 @@ def test_what_is_neither_folder_nor_npz(tmp_path: Path) -> None:
             read_own_images(tmp_path / name, None, 0)
     with pytest.raises(ValueError, match="has no folder 'train'"):
         read_own_images(tmp_path, None, 0)
+
+
+def test_a_folder_is_prepared_and_condensed_in_proportion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10, 2 and 4 training images: bee has less than one of six; the others share five."""
+    changes = {"dataset": "./own", "ipc_shares": "proportional", "ipc": 2, "init": "real"}
+    write_params(tmp_path, {**changes, "order": 1, "condense.iterations": 2})
+    make_folder(tmp_path / "data/own")
+    for stage in ("prepare", "initialize", "condense"):
+        run_here(tmp_path, stage, monkeypatch)
+    condensed = read_synthetic_set(tmp_path / "data/condensed/synthetic.safetensors")
+    assert condensed.class_names == ("ant", "bee", "cat") and condensed.counts == (4, 1, 1)
+    assert (
+        "6 images, 1 to 4 for each of 3 classes"
+        in (tmp_path / "data/condensed/README.md").read_text()
+    )
