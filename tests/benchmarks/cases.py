@@ -34,7 +34,7 @@ DISTANCE = "squared_euclidean"
 WEIGHT = 0.1
 NETWORKS, TESTED = 8, 2000
 """Of the case `evaluation`: networks, and images that each is tested on."""
-EPOCHS = {"mlp": 400, "lenet": 100, "convnet": 10}
+EPOCHS = {"mlp": 100, "lenet": 30, "convnet": 5}
 """Of the case `evaluation`: epochs of training of each network."""
 PUBLISHED_SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0005}
 
