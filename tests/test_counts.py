@@ -26,7 +26,7 @@ def test_counts(ipc: int | dict[str, int], shares: str, expected: tuple[int, ...
 @pytest.mark.parametrize(
     "ipc, sizes, message",
     [
-        ({"cat": 1, "dgo": 2}, (9, 9, 9), "ipc: there is no class 'dgo'; the dataset has classes "),
+        ({"cat": 1, "dgo": 2}, (9, 9, 9), "ipc: unknown class 'dgo'; the dataset has classes "),
         ({"cat": 1}, (9, 9, 9), "ipc: has no number for classes 'dog', '7'; takes one for every"),
         (1, (9, 0, 0), "ipc: there are no real images of classes 'dog', '7'"),
     ],

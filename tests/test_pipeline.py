@@ -589,7 +589,7 @@ def test_images_from_elsewhere(repository: Repository) -> None:
 
 
 def test_a_stage_says_what_it_does_and_how_it_ended(repository: Repository) -> None:
-    """Two lines; no bar where there is no terminal."""
+    """Two lines, after what is compiled; no bar where there is no terminal."""
     done = subprocess.run(
         [sys.executable, "stages/evaluate.py", "--network", "mlp"],
         cwd=repository.folder,
@@ -598,7 +598,8 @@ def test_a_stage_says_what_it_does_and_how_it_ended(repository: Repository) -> N
         text=True,
     )
     assert done.returncode == 0 and done.stderr == ""
-    first, last = done.stdout.splitlines()
+    chosen, first, last = done.stdout.splitlines()
+    assert chosen.startswith("evaluate mlp: compile: auto; not compiled: ")
     assert re.fullmatch(r"evaluate mlp: 4 networks of 5 epochs; CPU, \d+ threads?.*", first)
     assert re.fullmatch(
         r"evaluate mlp: [\d.]+% \(n = 2, protocol custom\), [\d.]+% of the ceiling [\d.]+%", last

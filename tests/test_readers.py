@@ -166,6 +166,19 @@ def test_mutated_synthetic_sets(
     report(capsys, "synthetic sets", outcome)
 
 
+@pytest.mark.usefixtures("limited_memory")
+def test_a_synthetic_set_larger_than_the_memory(tmp_path: Path) -> None:
+    """A file with holes, of which the disk holds next to nothing."""
+    path, size = tmp_path / "set.safetensors", 2**30
+    images = {"dtype": "F32", "shape": [1, 1, 2**14, 2**14], "data_offsets": [0, size]}
+    header = json.dumps({"images": images}).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    with pytest.raises(ValueError, match="cannot be read as a synthetic set"):
+        read_synthetic_set(path)
+
+
 def read_and_check(path: Path) -> None:
     """Read a synthetic set; what is returned must be sound."""
     read = read_synthetic_set(path)

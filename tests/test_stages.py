@@ -57,7 +57,7 @@ def test_each_class_may_have_a_number_of_images_of_its_own(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"ipc": {"zero": 1, "one": 1, "tow": 1}}, "ipc: there is no class 'tow'; the dataset has"),
+        ({"ipc": {"zero": 1, "one": 1, "tow": 1}}, "ipc: unknown class 'tow'; the dataset has"),
         ({"ipc": {"zero": 1, "two": 1}}, "ipc: has no number for class 'one'; takes one for every"),
         (
             {"ipc": {"zero": 1, "one": 21, "two": 1}, "init": "real"},

@@ -127,7 +127,7 @@ def read_synthetic_set(path: Path) -> SyntheticSet:
             description = json.loads((file.metadata() or {}).get("description", "{}"))
             names = TENSORS & {*file.keys()}
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path}: cannot be read as a synthetic set ({one_line(error)})") from None
     problem = _metadata_problem(description) or _tensors_problem(
         tensors, len(description["class_names"])

@@ -39,7 +39,7 @@ def class_counts(
     if isinstance(ipc, Mapping):
         if unknown := [name for name in ipc if name not in class_names]:
             raise ValueError(
-                f"ipc: there is no {_classes(unknown)}; the dataset has {_classes(class_names)}"
+                f"ipc: unknown {_classes(unknown)}; the dataset has {_classes(class_names)}"
             )
         if missing := [name for name in class_names if name not in ipc]:
             raise ValueError(
