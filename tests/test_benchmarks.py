@@ -135,6 +135,7 @@ def test_the_command_writes_the_file_and_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "EFFORT", Effort(0, 1, 1))
     monkeypatch.setattr(benchmark, "ALL", (TINY, Case(kind="processes", classes=2, real=8)))
     monkeypatch.setattr(benchmark, "ceilings", lambda *_: written()["ceilings"])
     monkeypatch.setattr("sys.argv", ["benchmark.py", "--only", "^step", "--device", "cpu"])

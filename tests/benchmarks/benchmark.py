@@ -34,6 +34,8 @@ from condensation.files import write_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results/benchmarks"
 EFFORT = Effort(seconds=10, fewest=3, most=15)
+FEW = Effort(seconds=10, fewest=1, most=15)
+"""Of an iteration, which takes minutes on a CPU and is many steps in itself."""
 
 
 def machine(device: torch.device) -> Record:
@@ -92,7 +94,7 @@ def measure(case: Case, device: torch.device, seconds: float) -> Record:
         for worker in workers.values():
             ask(worker, "ready")
         timers = {side: partial(ask, worker, "run") for side, worker in workers.items()}
-        found = interleave(timers, EFFORT)
+        found = interleave(timers, FEW if case.kind == "iteration" else EFFORT)
         for side, worker in workers.items():
             spent = found[side]["seconds"]
             if case.kind != "processes":  # whose work is done elsewhere

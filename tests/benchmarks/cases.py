@@ -19,7 +19,7 @@ from benchmarks.processes import numbers_of_processes, run_of_processes
 from condensation import matching
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import apply_augmentation, crop_scale_rotate
-from condensation.compilation import choose_kernels
+from condensation.compilation import choose_kernels, choose_transform
 from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.loops import default_loops
@@ -80,8 +80,8 @@ class Case:
 class Inputs:
     """Everything a step takes, on a device."""
 
-    def __init__(self, case: Case, device: torch.device) -> None:
-        """Draw it."""
+    def __init__(self, case: Case, device: torch.device, compiled: bool = False) -> None:
+        """Draw it; `compiled` is of the matching step."""
         name, *options = case.network.split("-")
         chosen = dict(zip(("width", "depth"), map(int, options), strict=False))
         shape = (1, case.size, case.size)
@@ -148,7 +148,7 @@ def set_up_engine(inputs: Inputs, device: torch.device) -> None:
 
 def step(case: Case, device: torch.device, side: str) -> Run:
     """One image step: the gradient of all images of all classes."""
-    inputs = Inputs(case, device)
+    inputs = Inputs(case, device, choose_transform("on", device, 0)[0])
     if side == "reference":
         modules = [inputs.module(k) for k in range(case.sets)]
         return lambda: inputs.reference_step(modules)
@@ -170,7 +170,7 @@ def _engine(inputs: Inputs, device: torch.device, function: Callable[[], Any]) -
 
 def iteration(case: Case, device: torch.device, side: str) -> Run:
     """One iteration: image steps, and after each but the last training on the images."""
-    inputs = Inputs(case, device)
+    inputs = Inputs(case, device, choose_transform("on", device, 0)[0])
     outer, inner = default_loops(case.ipc)
 
     def of_reference() -> None:
@@ -257,7 +257,7 @@ def evaluation(case: Case, device: torch.device, side: str) -> Run:
 
 LADDER = (
     *("reference", "classes side by side", "+ freed memory kept", "+ blocks in the cache"),
-    *("+ fused operators", "+ compiled kernels"),
+    *("+ fused operators", "+ compiled"),
 )
 """What the engine does, one thing after the other; the last is all of it."""
 
@@ -328,9 +328,9 @@ def _in_order() -> Iterator[Case]:
     yield Case(kind="processes")
     for ipc, network in product((1, 10), EPOCHS):
         yield Case(kind="evaluation", ipc=ipc, network=network)
-    yield Case(kind="iteration", ipc=10)
     for key in GROWTH:
         yield from grown(key)
+    yield Case(kind="iteration", ipc=10)
     for classes, real, ipc, form in product((10, 100), (64, 256), (1, 10, 50), FORMS):
         yield Case(form=form, ipc=ipc, classes=classes, real=real)
     yield Case(kind="iteration", ipc=10, real=256)
