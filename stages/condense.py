@@ -128,7 +128,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     draws = Draws(dataset, seeds, augmentation, device)
     blocks = ranks.blocks(params.sets, dataset.num_classes)
     outer, inner = params.loops
-    compiled, said = choose_transform(params.compile, device, settings.iterations * outer)
+    compiled, said = choose_transform(params.compile, network, device, settings.iterations * outer)
     match = make_match(params, network, counts, draws, blocks, compiled)
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
@@ -279,7 +279,7 @@ def describe(params: Params, device: torch.device) -> tuple[dict[str, str], dict
         "condense": repr(settings),
         "augmentation": name,
         "torch": torch.__version__,
-        "device": device.type,  # and not its threads: the bytes do not depend on them
+        "device": device.type,  # not its threads: with one image a class any number gives the same
     }
     outer, inner = params.loops
     made = {**dataclasses.asdict(settings), "augmentation": name, "outer": outer, "inner": inner}

@@ -189,7 +189,9 @@ def test_one_line_says_what_is_compiled_and_why(
 def test_the_transform_is_compiled_on_cuda_for_long_runs(
     setting: str, device: str, num_steps: int, compiled: bool, said: str
 ) -> None:
-    chosen, line = choose_transform(setting, torch.device(device), num_steps)
+    chosen, line = choose_transform(
+        setting, build_network("mlp", (1, 28, 28), 10), torch.device(device), num_steps
+    )
     assert chosen == compiled and line.startswith(said) and bool(line) == bool(said)
 
 
@@ -229,3 +231,27 @@ def test_chunks_do_not_change_the_result(num_images: int, monkeypatch: pytest.Mo
     parts = constant_loss_gradient(theta, network, images, labels, num_images)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_kernels_are_checked_as_they_are_used(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the main thread has too many threads to use them itself."""
+    if kernels.build():
+        pytest.skip("no C++ compiler")
+    calls: list[str] = []
+    call = kernels.call
+
+    def counted(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
+        calls.append(name)
+        call(name, *arguments, sizes=sizes)
+
+    monkeypatch.setattr(kernels, "call", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert compilation.largest_error() < compilation.TOLERANCE and calls
+    finally:
+        torch.set_num_threads(before)
+        kernels.discard()

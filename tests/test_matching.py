@@ -23,7 +23,7 @@ from condensation.matching import (
 from condensation.networks import NETWORKS, Network, Theta
 from condensation.randomness import generator
 from condensation.siamese_augmentation import FAMILIES, SiameseAugmentation, siamese
-from condensation.stacked_classes import ClassInputs, stack, stacked_transform
+from condensation.stacked_classes import ClassInputs, compiled_transform, stack, stacked_transform
 from conftest import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -476,10 +476,8 @@ def test_the_compiled_transform_equals_the_eager_one(
     second = CURVATURE_FORMS[form] if form else None
     arguments = (network.module, DISTANCES["squared_euclidean"], second)
     torch.compiler.reset()
-    results = [
-        stacked_transform(*arguments, way)(theta, network.statistics, inputs)
-        for way in (None, backend)
-    ]
+    ways = (stacked_transform(*arguments), compiled_transform(*arguments, backend))
+    results = [way(theta, network.statistics, inputs) for way in ways]
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
 

@@ -1,5 +1,7 @@
 """Whether the compiled kernels are used: what `compile` in params.yaml comes to on this machine."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,8 @@ FEWEST_IMAGES = 5000
 the seconds of the stages."""
 
 FEWEST_STEPS = 500
-"""Image steps from which `auto` compiles on CUDA: the first call takes 20 to 30 seconds on an H100,
-where a step of ten classes of a ConvNet took 77 ms by PyTorch's operators and 21 ms compiled."""
+"""Image steps from which `auto` compiles on CUDA, where the first call takes half a minute. Chosen,
+not measured: what a step gains there has not been timed with this code."""
 
 TOLERANCE = 1e-4
 """Largest difference from PyTorch's operators, relative to the largest number, in float32."""
@@ -40,7 +42,9 @@ def choose_kernels(setting: str, network: Network, device: torch.device, num_ima
     return f"compile: {setting}; compiled: 3 x 3 convolution, norm and pooling on the CPU"
 
 
-def choose_transform(setting: str, device: torch.device, num_steps: int) -> tuple[bool, str]:
+def choose_transform(
+    setting: str, network: Network, device: torch.device, num_steps: int
+) -> tuple[bool, str]:
     """Whether the synthetic side of an image step is compiled by `torch.compile`, and why.
 
     It is on CUDA. On the CPU it gains a fifth of that side (ConvNet, one image a class, one thread:
@@ -48,11 +52,15 @@ def choose_transform(setting: str, device: torch.device, num_steps: int) -> tupl
 
     Args:
         setting: auto, on or off.
+        network: What will be differentiated.
         device: Where.
         num_steps: Image steps of the run.
     """
     if device.type == "cpu" or setting == "off":
         return False, ""
+    if network.batch_norms:
+        # Its statistics are constants of the network, which so is another one at each step.
+        return False, f"compile: {setting}; not compiled: batch norms change with each step"
     if setting == "auto" and num_steps < FEWEST_STEPS:
         return False, f"compile: auto; not compiled: too little work, {num_steps} image steps"
     return True, f"compile: {setting}; compiled: the synthetic side; the first step takes longer"
@@ -99,5 +107,9 @@ def largest_error() -> float:
         parts = torch.autograd.grad(loss, list(module.parameters()))
         return torch.cat([part.flatten() for part in parts])
 
-    expected = slopes(plain)
-    return ((slopes(fused(plain)) - expected).abs().max() / expected.abs().max()).item()
+    # On one thread, as they are used: with many the operators would be compared with themselves.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as worker:
+        expected, found = (
+            worker.submit(slopes, module).result() for module in (plain, fused(plain))
+        )
+    return ((found - expected).abs().max() / expected.abs().max()).item()

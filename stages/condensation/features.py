@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condensation.datasets import Dataset
-from condensation.networks import Network, Theta, init_theta
+from condensation.networks import Network, Theta, freeze_statistics, init_theta
 from condensation.real_images import RealImages
 from condensation.training import train, warm_up_and_decay
 
@@ -25,6 +25,9 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 0.0005
 BLOCK = 500
 """Images that are embedded at once."""
+
+BATCH_NORM_IMAGES = 2000
+"""Training images whose statistics batch norms are frozen at for embedding."""
 
 
 def pixels(dataset: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -62,9 +65,12 @@ def embedding(
             generator=generator,
             schedule=warm_up_and_decay,
         )
+        chosen = torch.randperm(len(dataset.labels), generator=generator)[:BATCH_NORM_IMAGES]
+        seen = dataset.normalise(dataset.images[chosen].to(device))
+        scored = freeze_statistics(network, theta, seen)
         return lambda images: torch.cat(
             [
-                embed(network, theta, dataset.normalise(block.to(device))).cpu()
+                embed(scored, theta, dataset.normalise(block.to(device))).cpu()
                 for block in images.split(BLOCK)
             ]
         )

@@ -59,8 +59,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _code() -> list[Path]:
-    # All modules of the stages that this process runs; of thousands, few lie in their folders.
+    # All modules of the stages that this process runs (of thousands, few lie in their folders), and
+    # what is compiled for them.
     names = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     folders = {os.path.dirname(name) for name in names if name}
     own = {folder for folder in folders if _real(folder).is_relative_to(STAGES)}
-    return sorted({Path(name).resolve() for name in names if name and os.path.dirname(name) in own})
+    modules = {Path(name).resolve() for name in names if name and os.path.dirname(name) in own}
+    return sorted({*modules, *STAGES.rglob("*.cpp")})

@@ -17,6 +17,9 @@ from torch import Tensor
 COMPILERS = ("c++", "g++", "clang++")
 """Tried in turn, after the one that the environment variable CXX names."""
 
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+"""C++17, as its vectors hold numbers that have to lie at multiples of 64 bytes."""
+
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 VECTOR_BYTES = 64
@@ -30,7 +33,7 @@ _library: list[ctypes.CDLL] = []
 
 
 def build() -> str:
-    """Compile the kernels for this processor and put them to use; takes seconds, the first time.
+    """Compile the kernels for this processor and put them to use; takes a second or so.
 
     Returns:
         Empty, or why they are not used.
@@ -44,7 +47,7 @@ def build() -> str:
     source = str(Path(__file__).with_name("kernels.cpp"))
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder) / "kernels.so")
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", target, source]
+        command = [compiler, *FLAGS, "-o", target, source]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
             _library.append(ctypes.CDLL(target))

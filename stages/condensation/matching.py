@@ -138,7 +138,7 @@ def match_classes(
     theta: Theta,
     network: Network,
     synthetic: Sequence[Tensor],
-    real: Sequence[Tensor],
+    real: Tensor | Sequence[Tensor],
     first_class: int,
     distance: Distance,
     curvature: Curvature | None,
@@ -313,7 +313,7 @@ def make_matching_step(
                 thetas[k],
                 networks[k],
                 by_class[k],
-                list(real[k]),
+                real[k],
                 first_class,
                 distance,
                 curvature,
@@ -325,7 +325,7 @@ def make_matching_step(
         sets, classes = range(len(synthetic)), range(len(counts))
         if synthetic.device.type == "cpu":
             indices = [(k, c) for k in sets for c in classes]
-            matched = parallel_map(one, indices, synthetic.device)
+            matched = parallel_map(one, indices, synthetic.device, one_thread_each=True)
         else:
             matched = [each for k in sets for each in together(k)]
         gradients, *values = zip(*matched, strict=True)

@@ -23,6 +23,7 @@ import yaml
 
 from condensation.counts import Ipc, mean_ipc
 from condensation.loops import default_loops
+from condensation.settings_files import SettingsLoader
 
 Options = Mapping[str, int | float | str]
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -215,7 +216,7 @@ def load_params(path: Path) -> Params:
             what it takes.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({_short(str(error))})") from None
     params: Params = _section(Params, values, "")
@@ -312,47 +313,6 @@ def _too_much(error: Exception) -> str:
         f"there is not enough memory ({_short(str(error))}); look at ipc, the widths of the "
         "networks, the batch sizes and condense.real_per_class"
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 2e-05 as a number, as DVC does, which itself writes small numbers so.
-
-    A key is a text as it is written: a class may be called 7, or no. One that is given twice is a
-    mistake: the first value would be lost without a word.
-    """
-
-    # Of a copy: `yaml.SafeLoader` is everyone's. YAML 1.1 has on, off, yes and no for true and
-    # false; DVC reads YAML 1.2, where they are texts.
-    yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the dictionary of a section.
-
-        Raises:
-            ConstructorError: A key is given twice.
-        """
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key '{key.value}' is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-                key.tag = "tag:yaml.org,2002:str"
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 @cache

@@ -59,17 +59,15 @@ Transform = Callable[[Theta, Theta, ClassInputs], ClassSlopes]
 """`(theta, statistics, inputs of C classes) -> slopes of C classes`."""
 
 
-@cache
 def stacked_transform(
-    module: nn.Module, distance: Distance, form: CurvatureForm | None, backend: str | None
+    module: nn.Module, distance: Distance, form: CurvatureForm | None
 ) -> Transform:
-    """Return the transform of all classes; the same arguments give the same one, compiled once.
+    """Return the transform of all classes.
 
     Args:
         module: The network's architecture.
         distance: D.
         form: Q; None is order 1.
-        backend: Of `torch.compile`; None leaves it as it is.
     """
 
     def call(statistics: Theta, theta: Theta, images: Tensor) -> Tensor:
@@ -97,10 +95,24 @@ def stacked_transform(
         return ClassSlopes(of_distance, loss, *grad_and_value(second)(images))
 
     transform: Transform = vmap(of_class, in_dims=(None, None, 0))
-    if backend is None:
-        return transform
+    return transform
+
+
+@cache
+def compiled_transform(
+    module: nn.Module, distance: Distance, form: CurvatureForm | None, backend: str = "inductor"
+) -> Transform:
+    """Return the same as one graph; the same arguments give the same one, compiled once.
+
+    Args:
+        module: The network's architecture.
+        distance: D.
+        form: Q; None is order 1.
+        backend: Of `torch.compile`.
+    """
     # CUDA graphs: one launch for the whole transform.
     mode = "reduce-overhead" if backend == "inductor" and torch.cuda.is_available() else None
+    transform = stacked_transform(module, distance, form)
     compiled: Transform = torch.compile(transform, fullgraph=True, backend=backend, mode=mode)
     return compiled
 
@@ -132,8 +144,8 @@ def stacked_slopes(
         compiled: Whether by `torch.compile`. With frozen statistics the network is another one at
             each step, and would be compiled each time: it is not.
     """
-    backend = "inductor" if compiled and not network.statistics else None
-    transform = stacked_transform(network.module, distance, form, backend)
+    make = compiled_transform if compiled and not network.statistics else stacked_transform
+    transform = make(network.module, distance, form)
     slopes: dict[int, ClassSlopes] = {}
     groups: dict[int, list[int]] = {}
     for place, each in enumerate(inputs):

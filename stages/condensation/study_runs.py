@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from condensation.files import write_at_once
+from condensation.settings_files import SettingsLoader
 from condensation.study_settings import Settings, changed, digest
 
 STAGES = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ class Run:
         Raises:
             ValueError: There is no such setting.
         """
-        committed = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        committed = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"), SettingsLoader)
         self.values: dict[str, Any] = changed(committed, settings)
         self.folder = FOLDER / digest([self.values, code_digest()])
 
@@ -181,9 +182,8 @@ def code_digest() -> str:
 
     The code of studies is left out: it has no part in the numbers.
     """
-    files = sorted(
-        file for file in STAGES.rglob("*.py") if not file.stem.startswith(("stud", "summ"))
-    )
+    sources = [*STAGES.rglob("*.py"), *STAGES.rglob("*.cpp")]
+    files = sorted(file for file in sources if not file.stem.startswith(("stud", "summ")))
     content = b"".join(file.name.encode() + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 

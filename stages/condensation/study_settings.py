@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from condensation.settings_files import SettingsLoader
+
 Settings = Mapping[str, Any]
 """Dotted key -> value."""
 
@@ -94,7 +96,7 @@ def load_study(folder: Path) -> Study:
     """
     path = folder / "params.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     _check_keys(path, "the study", values, SECTIONS, needed=("title", "base", "panels", "arms"))

@@ -15,23 +15,27 @@ wait, or another thread of it, would else be handled only once the work is done.
 
 
 def parallel_map(
-    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    device: torch.device,
+    one_thread_each: bool = False,
 ) -> list[Result]:
     """Return `[function(item) for item in items]`; on the CPU, one worker a thread.
 
     Networks and classes are independent, and small operators scale badly over threads: two pieces
     at once, each on one thread, finish sooner than one after the other on two threads. As every
     piece is computed by one thread, the result does not depend on how many workers there are
-    (`torch.get_num_threads()`). One piece alone has all threads. An accelerator is kept busy by one
-    piece at a time.
+    (`torch.get_num_threads()`). One piece alone has all threads, unless its result may not depend
+    on them. An accelerator is kept busy by one piece at a time.
 
     Args:
         function: The work; it must not depend on global state.
         items: What to work on, one piece each.
         device: Where the tensors are.
+        one_thread_each: Whether one piece alone is computed by one thread, too.
     """
     items = list(items)
-    if device.type != "cpu" or len(items) < 2:
+    if device.type != "cpu" or (len(items) < 2 and not one_thread_each):
         return [function(item) for item in items]
     executor = ThreadPoolExecutor(
         torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)

@@ -19,7 +19,7 @@ from benchmarks.processes import numbers_of_processes, run_of_processes
 from condensation import matching
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import apply_augmentation, crop_scale_rotate
-from condensation.compilation import choose_kernels, choose_transform
+from condensation.compilation import choose_kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.loops import default_loops
@@ -148,7 +148,7 @@ def set_up_engine(inputs: Inputs, device: torch.device) -> None:
 
 def step(case: Case, device: torch.device, side: str) -> Run:
     """One image step: the gradient of all images of all classes."""
-    inputs = Inputs(case, device, choose_transform("on", device, 0)[0])
+    inputs = Inputs(case, device, device.type != "cpu")
     if side == "reference":
         modules = [inputs.module(k) for k in range(case.sets)]
         return lambda: inputs.reference_step(modules)
@@ -170,7 +170,7 @@ def _engine(inputs: Inputs, device: torch.device, function: Callable[[], Any]) -
 
 def iteration(case: Case, device: torch.device, side: str) -> Run:
     """One iteration: image steps, and after each but the last training on the images."""
-    inputs = Inputs(case, device, choose_transform("on", device, 0)[0])
+    inputs = Inputs(case, device, device.type != "cpu")
     outer, inner = default_loops(case.ipc)
 
     def of_reference() -> None:
