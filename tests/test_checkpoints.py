@@ -368,9 +368,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{f"networks.{name}.activation": "silu" for name in SETTINGS["networks"]},
     **{f"networks.{name}.norm": "layer" for name in SETTINGS["networks"]},
     "networks.convnet.pooling": "max",
-    "ipc_shares": "proportional",
     "networks.resnet18.downsampling": "avg",
-    **{f"baseline.{name}.augmentation": "shift" for name in SETTINGS["networks"]},
 }
 """Of settings that are no numbers; others are halved, or one is added to them."""
 
