@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import benchmark, cases
 from benchmarks.cases import ALL, GROWTH, KINDS, LADDER, Case, grown
 from benchmarks.figures import growth, measured
-from benchmarks.measure import Effort, Record, interleave, rates, spread, work
+from benchmarks.measure import Effort, Peak, Record, interleave, rates, spread, work
 from benchmarks.tables import show
 from benchmarks.worker import serve
 from condensation import matching
@@ -151,3 +151,13 @@ def test_the_command_writes_the_file_and_goes_on_with_it(
         "1 process"
     }
     assert LADDER[0] in capsys.readouterr().out
+
+
+def test_the_peak_is_what_was_there_at_most_since_the_beginning() -> None:
+    """Neither what was there before it, nor only what is there at the end."""
+    earlier = torch.ones(30_000_000)  # 120 MB
+    del earlier
+    peak = Peak(torch.device("cpu"))
+    now = torch.ones(10_000_000)
+    del now
+    assert 0.9 * 40e6 < peak.bytes() < 1.5 * 40e6

@@ -1,11 +1,11 @@
 """Measuring: seconds with their spread, peak memory, work, and what the device can do at most."""
 
-import resource
+import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -92,9 +92,10 @@ def interleave(timers: Mapping[str, Callable[[], float]], effort: Effort) -> dic
 
 
 class Peak:
-    """By how many bytes a process raises the largest amount of memory in use, from now on.
+    """By how many bytes a process raises the amount of memory in use, at most, from now on.
 
-    On the CPU the largest of the process so far counts, so it has to be a process of its own.
+    On the CPU that is the memory which is resident, as Linux keeps account of it. (What
+    `resource.getrusage` tells begins with what the parent had before the process became another.)
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,9 +103,10 @@ class Peak:
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self._before = (
-            torch.cuda.memory_allocated(device) if device.type == "cuda" else self._largest()
-        )
+            self._before = torch.cuda.memory_allocated(device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the largest amount is that of now
+            self._before = self._largest()
 
     def bytes(self) -> int:
         """Return it."""
@@ -113,8 +115,8 @@ class Peak:
     def _largest(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return largest if sys.platform == "darwin" else largest * 1024
+        (kibibytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(kibibytes) * 1024
 
 
 class _Work(TorchDispatchMode):
