@@ -15,7 +15,7 @@ from condensation.distances import DISTANCES
 from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
 from condensation.randomness import generator
 from conftest import random_images, tiny_network
-from test_resuming import start, states
+from test_resuming import start, states, wait_until_at_work
 from workspace import make_workspace, outputs, run_here, run_stage
 
 SIZES = {"condense.iterations": 15, "condense.snapshots": [0, 3, 10]}
@@ -99,12 +99,7 @@ def kill_one(folder: Path, rank: int | None, number: signal.Signals) -> tuple[in
         The exit status, and what was said on stderr.
     """
     process = start(folder, "condense")
-    before, seen = states(folder), 0
-    while seen < 3 and process.poll() is None:
-        now = states(folder)
-        seen += now != before
-        before = now
-        time.sleep(0.001)
+    wait_until_at_work(folder, process)
     ranks = ranks_of(process.pid)
     os.kill(process.pid if rank is None else ranks[rank], number)
     _, said = process.communicate(timeout=60)

@@ -49,15 +49,20 @@ def states(folder: Path) -> dict[Path, int]:
     return found
 
 
-def kill_at_work(folder: Path, stage: str, number: signal.Signals) -> str:
-    """Start a stage, send it a signal once it has written some checkpoints; return its message."""
-    process = start(folder, stage)
+def wait_until_at_work(folder: Path, process: "subprocess.Popen[str]") -> None:
+    """Return when the stage has written some checkpoints, or has ended."""
     before, seen = states(folder), 0
     while seen < 3 and process.poll() is None:
         now = states(folder)
         seen += now != before
         before = now
         time.sleep(0.001)
+
+
+def kill_at_work(folder: Path, stage: str, number: signal.Signals) -> str:
+    """Start a stage, send it a signal once it has written some checkpoints; return its message."""
+    process = start(folder, stage)
+    wait_until_at_work(folder, process)
     process.send_signal(number)
     _, message = process.communicate(timeout=60)
     expected = -number if number == signal.SIGKILL else 128 + number

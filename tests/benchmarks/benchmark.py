@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def measure(case: Case, device: torch.device, seconds: float) -> Record:
 
     sides = KINDS[case.kind].sides(device)
     with ExitStack() as stack:
-        workers = {side: stack.enter_context(Worker(case, side, device)) for side in sides}
+        workers = {side: stack.enter_context(closing(Worker(case, side, device))) for side in sides}
         for worker in workers.values():
             ask(worker, "ready")
         timers = {side: partial(ask, worker, "run") for side, worker in workers.items()}

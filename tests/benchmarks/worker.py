@@ -10,8 +10,7 @@ import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -37,16 +36,7 @@ class Worker:
             text=True,
         )
 
-    def __enter__(self) -> Self:
-        """Nothing more to begin."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.communicate()
