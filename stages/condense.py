@@ -34,10 +34,11 @@ from condensation.draws import Draws
 from condensation.files import check_writable, together, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite, without_gradient
-from condensation.matching import Curvature, Matched, make_matching_step
+from condensation.matching import Curvature, Engine, Matched, make_matching_step
 from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
 from condensation.params import Params, load_params, run_stage
+from condensation.precisions import PRECISIONS
 from condensation.progress import Progress
 from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
@@ -185,6 +186,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
             momentum=0.0,
             weight_decay=0.0,
             generator=generator(seeds[k], "inner", iteration, image_step),
+            compiled=compiled,
             augmentation=augmentation,
         )
 
@@ -281,9 +283,13 @@ def describe(params: Params, device: torch.device) -> tuple[dict[str, str], dict
         "torch": torch.__version__,
         "device": device.type,  # not its threads: with one image a class any number gives the same
     }
+    if settings.real_precision != "float32":
+        record["real_precision"] = settings.real_precision
     outer, inner = params.loops
     made = {**dataclasses.asdict(settings), "augmentation": name, "outer": outer, "inner": inner}
     hidden = {"snapshots", "frames", "processes", *(["curvature"] if params.order == 1 else [])}
+    if "real_precision" not in record:
+        hidden.add("real_precision")
     return record, {key: value for key, value in made.items() if key not in hidden}
 
 
@@ -305,6 +311,11 @@ def make_match(
     """
     settings, (outer, _) = params.condense, params.loops
     distance = DISTANCES[settings.distance]
+    engine = Engine(
+        compiled,
+        draws.most_real(settings.real_per_class),
+        PRECISIONS[settings.real_precision],
+    )
     random_probes = settings.curvature.probes == "rademacher"
     curvature = None
     if params.order == 2:
@@ -339,7 +350,7 @@ def make_match(
                 second,
                 counts[classes.start : classes.stop],
                 classes.start,
-                compiled,
+                engine,
             )
             own = images[sets.start : sets.stop, block.rows(counts)]
             siamese = [draws.siamese(k, classes, number) for k in sets]

@@ -180,8 +180,8 @@ def test_one_line_says_what_is_compiled_and_why(
     ("setting", "device", "num_steps", "compiled", "said"),
     [
         ("auto", "cpu", 10**6, False, ""),
-        ("on", "cuda", 1, True, "compile: on; compiled: the synthetic side"),
-        ("auto", "cuda", 10**6, True, "compile: auto; compiled: the synthetic side"),
+        ("on", "cuda", 1, True, "compile: on; compiled: the image step"),
+        ("auto", "cuda", 10**6, True, "compile: auto; compiled: the image step"),
         ("auto", "cuda", 9, False, "compile: auto; not compiled: too little work, 9 image steps"),
         ("off", "cuda", 10**6, False, ""),
     ],

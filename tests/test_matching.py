@@ -424,7 +424,7 @@ def classes_together(
     images = [part[:number] for part, number in zip(synthetic, counts, strict=True)]
     siamese_draws = [siamese_draw("scale") if augmented else None for _ in counts]
     together = match_classes(
-        theta, network, images, list(real), 0, distance, second, probes, siamese_draws, False
+        theta, network, images, list(real), 0, distance, second, probes, siamese_draws
     )
     alone = [
         match_class(theta, network, *sides, c, distance, second, probes, siamese_draws[c])
@@ -496,4 +496,4 @@ def test_the_host_waits_for_nothing_in_a_step(
         monkeypatch.setattr(Tensor, name, wait)
     distance, draws = DISTANCES["squared_euclidean"], [None] * NUM_CLASSES
     sides = (list(synthetic), list(real), 0)
-    match_classes(theta, network, *sides, distance, curvature(form), probes, draws, False)
+    match_classes(theta, network, *sides, distance, curvature(form), probes, draws)

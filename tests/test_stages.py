@@ -12,6 +12,7 @@ from condensation.datasets import Dataset
 from condensation.image_sets import ImageSet
 from condensation.loops import PUBLISHED_LOOPS
 from condensation.params import Params, load_params
+from condensation.precisions import PRECISIONS
 from condense import augmentation_name, frame_iterations
 from conftest import ROOT
 from evaluate import list_tasks, load_sets, spread
@@ -188,3 +189,22 @@ def test_augmentation_changes_the_images_and_is_said(
         "none": "none",
         "dsa": "dsa",
     }
+
+
+def test_the_precision_of_the_real_gradient_changes_the_images_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = {}
+    for name in PRECISIONS:
+        folder = make_workspace(
+            tmp_path / name, **{"condense.real_precision": name, "condense.outer": 1}
+        )
+        for stage in ("initialize", "condense"):
+            run_here(folder, stage, monkeypatch)
+        learned[name] = read_synthetic_set(folder / "data/condensed/synthetic.safetensors")
+        card = (folder / "data/condensed/README.md").read_text()
+        assert ("- real_precision: bfloat16\n" in card) == (name == "bfloat16")
+        said = {"real_precision": name} if name == "bfloat16" else {}
+        assert said.items() <= learned[name].metadata.items()
+    exact, rounded = (made.images for made in learned.values())
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)

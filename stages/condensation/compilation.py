@@ -16,7 +16,7 @@ FEWEST_IMAGES = 5000
 the seconds of the stages."""
 
 FEWEST_STEPS = 500
-"""Image steps from which `auto` compiles on CUDA, where the first call takes half a minute. Chosen,
+"""Image steps from which `auto` compiles on CUDA, where first calls may take half a minute. Chosen,
 not measured: what a step gains there has not been timed with this code."""
 
 TOLERANCE = 1e-4
@@ -45,10 +45,12 @@ def choose_kernels(setting: str, network: Network, device: torch.device, num_ima
 def choose_transform(
     setting: str, network: Network, device: torch.device, num_steps: int
 ) -> tuple[bool, str]:
-    """Whether the synthetic side of an image step is compiled by `torch.compile`, and why.
+    """Whether `torch.compile` is used for image steps and the training between them, and why.
 
-    It is on CUDA. On the CPU it gains a fifth of that side (ConvNet, one image a class, one thread:
-    20 ms become 16 ms), and the first call takes 17 s of the processor's time.
+    It is on CUDA: gradients on real images, the synthetic side of all classes, and the gradient of
+    a training step, each one graph. On the CPU it gains a fifth of the synthetic side (ConvNet, one
+    image a class, one thread: 20 ms become 16 ms), and the first call takes 17 s of the processor's
+    time.
 
     Args:
         setting: auto, on or off.
@@ -63,7 +65,7 @@ def choose_transform(
         return False, f"compile: {setting}; not compiled: batch norms change with each step"
     if setting == "auto" and num_steps < FEWEST_STEPS:
         return False, f"compile: auto; not compiled: too little work, {num_steps} image steps"
-    return True, f"compile: {setting}; compiled: the synthetic side; the first step takes longer"
+    return True, f"compile: {setting}; compiled: the image step and the training between two"
 
 
 def _against(setting: str, network: Network, device: torch.device, num_images: int) -> str:

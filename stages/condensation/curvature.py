@@ -46,6 +46,7 @@ class RealSide:
         probes: Vectors v of the shape of theta.
         gap: g_T - g_S as a constant, for the forms that need it.
         block_size: Images that go through the network at once.
+        compiled: Whether gradients of first order are compiled.
     """
 
     theta: Theta
@@ -56,6 +57,7 @@ class RealSide:
     probes: Sequence[Theta]
     gap: Theta
     block_size: int
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def step_along_real_gradient(real: RealSide) -> Constants:
         name: value - LOOKAHEAD_STEP * real.gradient[name] for name, value in real.theta.items()
     }
     gradient = constant_loss_gradient(
-        ahead, real.network, real.images, real.labels, real.block_size
+        ahead, real.network, real.images, real.labels, real.block_size, compiled=real.compiled
     )
     return [ahead, gradient]
 

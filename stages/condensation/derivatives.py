@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
 
+from condensation.compiled_gradients import compiled_gradient, factor_of, filled
 from condensation.memory import with_less_memory
 from condensation.networks import Network, NetworkFunction, Theta
+from condensation.precisions import lowered
 
 Parts = Sequence[Tensor]
 """Tensors of the shapes of theta, in its order."""
@@ -57,7 +59,14 @@ def inner_product(a: Theta, b: Theta) -> Tensor:
 
 
 def constant_loss_gradient(
-    theta: Theta, network: Network, images: Tensor, labels: Tensor, block_size: int
+    theta: Theta,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    block_size: int,
+    *,
+    compiled: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> Theta:
     """Return g as a constant, computed a block of images at a time.
 
@@ -70,13 +79,29 @@ def constant_loss_gradient(
         images: (B, ch, h, w).
         labels: (B,).
         block_size: Images that go through the network at once.
+        compiled: Whether each block goes by one compiled graph, filled up to its size; for a
+            network without batch norms.
+        autocast: What the forward pass is lowered to, if to anything; not the gradient, nor the
+            sum over the blocks.
     """
+    # The fused operators have float32 and float64 alone.
+    function = network.first_order if autocast is None else lowered(network, autocast)
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
-        loss = part * classification_loss(leaves, network.first_order, block, block_labels)
+        loss = part * classification_loss(leaves, function, block, block_labels)
         return torch.autograd.grad(loss, list(leaves.values()))
 
-    return _sum_over_blocks(of_block, theta, images, labels, block_size)
+    if not compiled:
+        return _sum_over_blocks(of_block, theta, images, labels, block_size)
+
+    assert not network.batch_norms
+    graph, factor = compiled_gradient(network.module, autocast), factor_of(images)
+
+    def of_graph(leaves: Theta, _: float, block: Tensor, block_labels: Tensor) -> Parts:
+        constants = {name: value.detach().contiguous() for name, value in leaves.items()}
+        return list(graph(constants, block, block_labels, factor).values())
+
+    return _sum_over_blocks(of_graph, theta, *filled(images, labels, block_size), block_size)
 
 
 def constant_hessian_vector_product(

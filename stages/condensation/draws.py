@@ -80,6 +80,10 @@ class Draws:
         after = None if following is None else (*name[:3], following)
         return LazyBatches(self._images.normalise, self._ahead.take(name, after))
 
+    def most_real(self, num_per_class: int) -> int:
+        """Return how many real images of a class are drawn at most."""
+        return min(num_per_class, max(len(members) for members in self._members))
+
     def _places(self, name: _Name) -> list[Tensor]:
         # Of each class, where its images are among all.
         k, classes, num_per_class, stream = name

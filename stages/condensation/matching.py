@@ -55,6 +55,31 @@ class Curvature:
     real_per_class: int
 
 
+@dataclass(frozen=True)
+class Engine:
+    """How a matching step is calculated: the same function, but for rounding.
+
+    Attributes:
+        compiled: Whether gradients on real images and the synthetic side of all classes go by
+            `torch.compile`; not on the CPU, where classes go side by side.
+        real_block: Real images of a class that go through the network at once, and that a compiled
+            graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
+        autocast: What the forward pass of g_T is lowered to, if to anything. Everything else is as
+            precise as the images: what curvature takes, and all of the synthetic side.
+    """
+
+    compiled: bool = False
+    real_block: int | None = None
+    autocast: torch.dtype | None = None
+
+    def block_size(self, real: Tensor) -> int:
+        """Return how many of these real images (R, ch, h, w) go through the network at once."""
+        return REAL_BLOCK.get(real.device.type, self.real_block or len(real))
+
+
+EAGER = Engine()
+
+
 class Matched(NamedTuple):
     """What a matching step gives, for each set and class.
 
@@ -95,6 +120,7 @@ def match_class(
     curvature: Curvature | None,
     probes: Sequence[Theta],
     augmentation: Augmentation | None = None,
+    engine: Engine = EAGER,
 ) -> Matched:
     """Match one class of one set.
 
@@ -109,13 +135,15 @@ def match_class(
         probes: What Q is probed with; none stands for the real gradient.
         augmentation: One draw with a single entry, applied to every real and every synthetic image
             (Siamese: Zhao and Bilen, ICML 2021, equation 5); the image gradient flows through it.
+        engine: How; not compiled: this is for several threads.
 
     Returns:
         Without the axes K and C.
     """
+    assert not engine.compiled
     images, seen, real = _augmented(synthetic, real, augmentation)
     real_labels = torch.full((len(real),), class_index, device=real.device)
-    target = constant_loss_gradient(theta, network, real, real_labels, _block_size(real))
+    target = _real_gradient(theta, network, real, real_labels, engine)
     labels = torch.full((len(images),), class_index, device=images.device)
     gradient = loss_gradient(theta, network, seen, labels)
     loss = distance(gradient, target)
@@ -125,7 +153,9 @@ def match_class(
         return Matched(of_distance, loss.detach(), zero, zero, zero)
 
     probes = probes or [target]
-    constants = _constants(theta, network, real, real_labels, target, probes, gradient, curvature)
+    constants = _constants(
+        theta, network, real, real_labels, target, probes, gradient, curvature, engine
+    )
     side = SyntheticSide(theta, network, seen, labels, gradient, target, probes)
     term = curvature.form.term(side, distance, constants)
     (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
@@ -144,7 +174,7 @@ def match_classes(
     curvature: Curvature | None,
     probes: Sequence[Theta],
     siamese: Sequence[Augmentation | None],
-    compiled: bool,
+    engine: Engine = EAGER,
 ) -> list[Matched]:
     """Match the classes of one set, the synthetic side of all in one transform.
 
@@ -160,7 +190,7 @@ def match_classes(
         curvature: Q and its weight; None is order 1.
         probes: What Q is probed with; none stands for the real gradient.
         siamese: Of each class, the draw for its real and its synthetic images.
-        compiled: Whether the transform is compiled.
+        engine: How.
     """
     sides, inputs = [], []
     for c, (images, batch, augmentation) in enumerate(zip(synthetic, real, siamese, strict=True)):
@@ -168,7 +198,7 @@ def match_classes(
         sides.append((leaf, seen))
         real_labels = torch.full((len(batch),), first_class + c, device=batch.device)
         labels = torch.full((len(images),), first_class + c, device=images.device)
-        target = constant_loss_gradient(theta, network, batch, real_labels, _block_size(batch))
+        target = _real_gradient(theta, network, batch, real_labels, engine)
         own: Sequence[Theta] = []
         constants: Constants = []
         if curvature is not None:
@@ -177,13 +207,15 @@ def match_classes(
             if curvature.form.needs_gap:
                 gradient = loss_gradient(theta, network, seen.detach(), labels)
             constants = _constants(
-                theta, network, batch, real_labels, target, own, gradient, curvature
+                theta, network, batch, real_labels, target, own, gradient, curvature, engine
             )
         inputs.append(ClassInputs(seen.detach(), labels, target, list(own), constants))
     form = None if curvature is None else curvature.form
     matched = []
     for (leaf, seen), slopes in zip(
-        sides, stacked_slopes(theta, network, inputs, distance, form, compiled), strict=True
+        sides,
+        stacked_slopes(theta, network, inputs, distance, form, engine.compiled),
+        strict=True,
     ):
         of_distance, of_term = (
             torch.autograd.grad(seen, leaf, slope, retain_graph=True)[0]
@@ -210,8 +242,18 @@ def _augmented(
     return leaf, seen, real
 
 
-def _block_size(real: Tensor) -> int:
-    return REAL_BLOCK.get(real.device.type, len(real))
+def _real_gradient(
+    theta: Theta, network: Network, real: Tensor, labels: Tensor, engine: Engine
+) -> Theta:
+    return constant_loss_gradient(
+        theta,
+        network,
+        real,
+        labels,
+        engine.block_size(real),
+        compiled=engine.compiled,
+        autocast=engine.autocast,
+    )
 
 
 def _constants(
@@ -223,15 +265,25 @@ def _constants(
     probes: Sequence[Theta],
     gradient: Theta,
     curvature: Curvature,
+    engine: Engine,
 ) -> Constants:
     # What the form takes from the real images; `gradient` is g_S, for the forms that need the gap.
     gap = {}
     if curvature.form.needs_gap:
         gap = {name: target[name] - value.detach() for name, value in gradient.items()}
     part = slice(curvature.real_per_class)
-    return curvature.form.constants(
-        RealSide(theta, network, real[part], labels[part], target, probes, gap, _block_size(real))
+    side = RealSide(
+        theta,
+        network,
+        real[part],
+        labels[part],
+        target,
+        probes,
+        gap,
+        engine.block_size(real),
+        engine.compiled,
     )
+    return curvature.form.constants(side)
 
 
 def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,7 +321,7 @@ def make_matching_step(
     curvature: Curvature | None,
     counts: Sequence[int],
     first_class: int = 0,
-    compiled: bool = False,
+    engine: Engine = EAGER,
 ) -> MatchingStep:
     """Return the function that matches all classes of all sets.
 
@@ -282,7 +334,7 @@ def make_matching_step(
         curvature: Q and its weight; None is order 1.
         counts: The number of synthetic images of each class.
         first_class: The class of the first of them, where they are consecutive ones of more.
-        compiled: Whether the transform of the synthetic side is compiled, where there is one.
+        engine: How.
     """
 
     def step(
@@ -306,6 +358,7 @@ def make_matching_step(
                 curvature,
                 probes[k],
                 siamese[k][c],
+                engine,
             )
 
         def together(k: int) -> list[Matched]:
@@ -319,7 +372,7 @@ def make_matching_step(
                 curvature,
                 probes[k],
                 siamese[k],
-                compiled,
+                engine,
             )
 
         sets, classes = range(len(synthetic)), range(len(counts))

@@ -125,6 +125,10 @@ class Condense:
     inner: int | None = _or_auto(_at_least(0))
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
+    # Not in their text: files of float32 say nothing of it (`describe` in condense.py adds others).
+    real_precision: str = field(
+        repr=False, metadata=_registered("precisions.py", "PRECISIONS").metadata
+    )
     augmentation: str | None = field(
         metadata={"choices": ("none", "dsa", "dsa_without_flip"), "auto": True}
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from condensation.compiled_gradients import compiled_gradient, factor_of, filled
 from condensation.derivatives import classification_loss
 from condensation.networks import Network, Theta, init_theta
 from condensation.randomness import generator
@@ -45,6 +46,27 @@ def one_gradient(network: Network) -> Gradient:
             loss = classification_loss(leaves, network.first_order, images[0], labels[0])
             slopes = torch.autograd.grad(loss, list(leaves.values()))
         return {name: slope[None] for name, slope in zip(leaves, slopes, strict=True)}
+
+    return gradient
+
+
+def compiled_one_gradient(network: Network, batch_size: int) -> Gradient:
+    """Return the same as one compiled graph, for a network without batch norms.
+
+    What it returns is to be used before it is called again: it is the graph's own memory.
+
+    Args:
+        network: The network.
+        batch_size: B; a smaller batch is filled up to it.
+    """
+    assert not network.batch_norms
+    graph = compiled_gradient(network.module)
+
+    def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
+        constants = {name: value[0].detach() for name, value in theta.items()}
+        batch = filled(images[0], labels[0], batch_size)
+        slopes = graph(constants, *batch, factor_of(images[0]))
+        return {name: slope[None] for name, slope in slopes.items()}
 
     return gradient
 

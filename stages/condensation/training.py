@@ -15,7 +15,7 @@ from condensation.batches import Batches
 from condensation.checkpoints import Checkpoint
 from condensation.networks import Network, Theta
 from condensation.real_images import RealImages
-from condensation.stacked import Gradient, one_gradient
+from condensation.stacked import Gradient, compiled_one_gradient, one_gradient
 from condensation.states import State, momentum_of, put_momentum
 
 Schedule = Callable[[float], float]
@@ -79,6 +79,7 @@ def train(
     labels: Tensor,
     *,
     generator: torch.Generator,
+    compiled: bool = False,
     **settings: Unpack[Settings],
 ) -> Theta:
     """Train a network by SGD on the mean cross-entropy and return its parameters.
@@ -89,9 +90,12 @@ def train(
         images: (N, ch, h, w), normalised.
         labels: (N,) int64.
         generator: Draws the order and the augmentation.
+        compiled: Whether the gradient is one compiled graph; for a network without batch norms.
         **settings: See `Settings`.
     """
     gradient = one_gradient(network)
+    if compiled:
+        gradient = compiled_one_gradient(network, min(settings["batch_size"], len(labels)))
     return train_together([theta], gradient, [images], [labels], [generator], **settings)[0]
 
 

@@ -23,7 +23,7 @@ from condensation.compilation import choose_kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.loops import default_loops
-from condensation.matching import Curvature, draw_probes, make_matching_step
+from condensation.matching import EAGER, Curvature, Engine, draw_probes, make_matching_step
 from condensation.networks import Theta, build_network, init_theta
 from condensation.randomness import generator, set_determinism
 from condensation.stacked import arrange
@@ -80,8 +80,8 @@ class Case:
 class Inputs:
     """Everything a step takes, on a device."""
 
-    def __init__(self, case: Case, device: torch.device, compiled: bool = False) -> None:
-        """Draw it; `compiled` is of the matching step."""
+    def __init__(self, case: Case, device: torch.device, engine: Engine = EAGER) -> None:
+        """Draw it; the engine is that of the matching step."""
         name, *options = case.network.split("-")
         chosen = dict(zip(("width", "depth"), map(int, options), strict=False))
         shape = (1, case.size, case.size)
@@ -110,7 +110,7 @@ class Inputs:
             DISTANCES[DISTANCE],
             curvature,
             self.counts,
-            compiled=device.type == "cuda",
+            engine=engine,
         )
         self.step = lambda thetas: step(self.synthetic, self.real, thetas, self.probes, siamese)
 
@@ -148,7 +148,7 @@ def set_up_engine(inputs: Inputs, device: torch.device) -> None:
 
 def step(case: Case, device: torch.device, side: str) -> Run:
     """One image step: the gradient of all images of all classes."""
-    inputs = Inputs(case, device, device.type != "cpu")
+    inputs = Inputs(case, device, Engine(compiled=device.type == "cuda"))
     if side == "reference":
         modules = [inputs.module(k) for k in range(case.sets)]
         return lambda: inputs.reference_step(modules)
@@ -170,7 +170,7 @@ def _engine(inputs: Inputs, device: torch.device, function: Callable[[], Any]) -
 
 def iteration(case: Case, device: torch.device, side: str) -> Run:
     """One iteration: image steps, and after each but the last training on the images."""
-    inputs = Inputs(case, device, device.type != "cpu")
+    inputs = Inputs(case, device, Engine(compiled=device.type == "cuda"))
     outer, inner = default_loops(case.ipc)
 
     def of_reference() -> None:
@@ -202,6 +202,7 @@ def _train(inputs: Inputs, theta: Theta, epochs: int, number: int) -> Theta:
         momentum=0.0,
         weight_decay=0.0,
         generator=generator(number, "training"),
+        compiled=inputs.synthetic.device.type == "cuda",
     )
 
 

@@ -1,0 +1,37 @@
+"""In what precision a network computes its logits. One line each, in `PRECISIONS`.
+
+Shapes: B = batch, C = classes, image = (ch, h, w).
+"""
+
+import torch
+from torch import Tensor
+
+from condensation.networks import NetworkFunction, Theta
+
+
+def lowered(network: NetworkFunction, dtype: torch.dtype | None) -> NetworkFunction:
+    """Return the network with its convolutions and products in a lower precision.
+
+    By `torch.autocast`: parameters, images, logits and so every gradient keep their own type. It
+    takes float32 alone for too precise; the products of a network in float64 stay as they are.
+
+    Args:
+        network: `(theta, images (B, ch, h, w)) -> logits (B, C)`.
+        dtype: Of the operands; None leaves the network as it is.
+    """
+    if dtype is None:
+        return network
+
+    def call(theta: Theta, images: Tensor) -> Tensor:
+        # No cache of lowered parameters: each is used once, and there is one for all threads.
+        with torch.autocast(images.device.type, dtype, cache_enabled=False):
+            logits = network(theta, images)
+        return logits.to(images.dtype)
+
+    return call
+
+
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+}

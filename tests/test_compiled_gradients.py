@@ -1,0 +1,172 @@
+"""Gradients by `torch.compile` and in bfloat16: the same, as one graph for one shape."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from condensation import derivatives, stacked, stacked_classes
+from condensation.compiled_gradients import compiled_gradient
+from condensation.curvature import CURVATURE_FORMS
+from condensation.derivatives import constant_loss_gradient
+from condensation.distances import DISTANCES
+from condensation.matching import Curvature, Engine, Matched, draw_probes, match_classes
+from condensation.networks import Theta
+from condensation.precisions import PRECISIONS
+from condensation.randomness import generator
+from condensation.training import train
+from conftest import NUM_CLASSES, random_images, tiny_network
+
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+"""The fast one is traced as the other is, without a break, but not compiled further."""
+COMPILED_NETWORKS = ["mlp", "convnet"]
+SEVEN = torch.arange(7) % NUM_CLASSES
+BFLOAT16_ERROR = 2**-5
+"""Relative, of a gradient: eight bits of each operand, through a few layers."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Compile by this one, and count from here on."""
+    name: str = request.param
+    for module in (derivatives, stacked):
+        monkeypatch.setattr(module, "compiled_gradient", partial(compiled_gradient, backend=name))
+    transform = partial(stacked_classes.compiled_transform, backend=name)
+    monkeypatch.setattr(stacked_classes, "compiled_transform", transform)
+    torch.compiler.reset()
+    counters.clear()
+    return name
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def distance_between(a: Theta, b: Theta) -> float:
+    """The length of the difference, relative to that of the second."""
+    assert a.keys() == b.keys()
+    lengths = [
+        torch.cat([value.flatten() for value in each]).norm()
+        for each in ([a[key] - b[key] for key in b], b.values())
+    ]
+    return float(lengths[0] / lengths[1])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("name", COMPILED_NETWORKS)
+def test_the_compiled_gradient_equals_the_eager_one_and_is_compiled_once(
+    name: str, backend: str, precision: str
+) -> None:
+    """Blocks of three, the last of a batch smaller; then a smaller batch. A break is an error."""
+    network, theta = tiny_network(name)
+    autocast = PRECISIONS[precision]
+    images = random_images(7, stream="batch")
+    if autocast is not None:
+        theta, images = {key: value.float() for key, value in theta.items()}, images.float()
+    for number in (7, 2):
+        arguments = (theta, network, images[:number], SEVEN[:number], 3)
+        found = constant_loss_gradient(*arguments, compiled=True, autocast=autocast)
+        expected = constant_loss_gradient(*arguments, autocast=autocast)
+        assert distance_between(found, expected) < (1e-10 if autocast is None else BFLOAT16_ERROR)
+        assert {value.dtype for value in found.values()} == {images.dtype}
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("name", COMPILED_NETWORKS)
+def test_bfloat16_rounds_the_forward_pass_and_nothing_else(name: str) -> None:
+    network, theta = tiny_network(name, activation="silu")  # no kinks to be rounded over
+    theta = {key: value.float() for key, value in theta.items()}
+    images = random_images(7, stream="batch").float()
+    exact = constant_loss_gradient(theta, network, images, SEVEN, 4)
+    found = constant_loss_gradient(theta, network, images, SEVEN, 4, autocast=torch.bfloat16)
+    again = constant_loss_gradient(theta, network, images, SEVEN, 4, autocast=torch.bfloat16)
+    assert 1e-4 < distance_between(found, exact) < BFLOAT16_ERROR
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert all(torch.equal(found[key], again[key]) for key in found)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+FORMS = [None, *CURVATURE_FORMS]
+
+
+def matched(form: str | None, engine: Engine, dtype: torch.dtype) -> list[Matched]:
+    """Three classes of two synthetic images, and of 5, 5 and 3 real ones."""
+    network, theta = tiny_network("mlp")
+    theta = {key: value.to(dtype) for key, value in theta.items()}
+    synthetic = random_images(NUM_CLASSES, 2, stream="synthetic").to(dtype)
+    real = [*random_images(NUM_CLASSES, 5, stream="real").to(dtype)]
+    real[2] = real[2][:3]
+    second = Curvature(CURVATURE_FORMS[form], 0.3, 4) if form else None
+    return match_classes(
+        theta,
+        network,
+        list(synthetic),
+        real,
+        0,
+        DISTANCES["squared_euclidean"],
+        second,
+        draw_probes(theta, 1, generator(0, "probes")),
+        [None] * NUM_CLASSES,
+        engine,
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "backend"),
+    [
+        (None, "aot_eager"),
+        ("lookahead", "aot_eager"),  # a second gradient on the real images, by the same graph
+        *(pytest.param(form, "inductor", marks=pytest.mark.slow) for form in FORMS),
+    ],
+    indirect=["backend"],
+)
+def test_the_compiled_step_equals_the_eager_one(form: str | None, backend: str) -> None:
+    """Two graphs: one for the real sides of all classes, one for the synthetic side of all."""
+    found = matched(form, Engine(compiled=True), torch.float64)
+    assert graphs() == 2
+    for ours, expected in zip(found, matched(form, Engine(), torch.float64), strict=True):
+        for got, wanted in zip(ours, expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_with_the_real_gradient_in_bfloat16(form: str | None) -> None:
+    """It changes the images' gradient by no more than rounding, and its type not at all."""
+    engines = (Engine(autocast=torch.bfloat16), Engine())
+    for found, exact in zip(*(matched(form, e, torch.float32) for e in engines), strict=True):
+        assert found.gradient.dtype == found.loss.dtype == torch.float32
+        change = (found.gradient - exact.gradient).norm() / exact.gradient.norm()
+        assert 1e-5 < change < 2 * BFLOAT16_ERROR
+
+
+def trained(compiled: bool, batch_size: int) -> Theta:
+    network, theta = tiny_network("mlp")
+    return train(
+        theta,
+        network,
+        random_images(7, stream="synthetic"),
+        SEVEN,
+        epochs=3,
+        batch_size=batch_size,
+        learning_rate=0.1,
+        momentum=0.5,
+        weight_decay=0.0,
+        generator=generator(0, "training"),
+        compiled=compiled,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [4, 256])
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_compiled_training_equals_the_eager_one_and_is_compiled_once(
+    backend: str, batch_size: int
+) -> None:
+    """Batches of four and three, or of all seven."""
+    found = trained(True, batch_size)
+    assert graphs() == 1
+    for key, value in trained(False, batch_size).items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-13)
