@@ -27,6 +27,7 @@ from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
+from condensation.curvature_plan import CurvaturePlan
 from condensation.datasets import load_training
 from condensation.devices import choose_device, describe_device
 from condensation.distances import DISTANCES
@@ -231,7 +232,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
             say(warning)
         done.good = images.detach().clone()
         done.losses.append(total.mean(0).tolist())
-        if params.order == 2:
+        if params.order == 2 and curvature[1].any():  # not where the last image step was without it
             done.curvature.append((iteration, *(value.mean().item() for value in curvature)))
         bar.show(loss=f"{sum(done.losses[-1]):.4g}")
         if iteration in kept:
@@ -317,17 +318,25 @@ def make_match(
         PRECISIONS[settings.real_precision],
     )
     random_probes = settings.curvature.probes == "rademacher"
-    curvature = None
+    plan = None
     if params.order == 2:
-        curvature = Curvature(
+        term = Curvature(
             CURVATURE_FORMS[settings.curvature.form],
             settings.curvature.weight,
             settings.curvature.real_per_class or settings.real_per_class,
+            settings.curvature.layers,
+        )
+        plan = CurvaturePlan(
+            term,
+            SCHEDULES[settings.curvature.schedule],
+            settings.curvature.every,
+            (settings.curvature.iterations or settings.iterations) * outer,
+            settings.iterations * outer,
         )
 
     def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:
         number = (iteration - 1) * outer + image_step
-        second = curvature if number % settings.curvature.every == 0 else None
+        second = None if plan is None else plan.at(number)
         place = (iteration, image_step)
         following = None
         if number + 1 < settings.iterations * outer:

@@ -63,14 +63,29 @@ def hessian_product(at: Mapping[str, Tensor], gradient: Tensors, vector: Tensors
 def gauss_newton_form(
     module: nn.Module, at: Mapping[str, Tensor], images: Tensor, vector: Tensors
 ) -> Tensor:
-    """The form v' G v, the mean of (J v)' (diag(p) - p p') (J v), J = d logits / d theta."""
+    """The form v' G v, the mean of (J v)' (diag(p) - p p') (J v), J = d logits / d theta.
+
+    `at` ends with the parameters that v is about.
+    """
     logits = functional_call(module, dict(at), (images,))
     direction = torch.zeros_like(logits, requires_grad=True)
-    pulled = torch.autograd.grad(logits, list(at.values()), direction, create_graph=True)
+    parameters = list(at.values())[-len(vector) :]
+    pulled = torch.autograd.grad(logits, parameters, direction, create_graph=True)
     (pushed,) = torch.autograd.grad(inner(pulled, vector), direction, create_graph=True)
     p = logits.softmax(1).detach()
     of_images: Tensor = (p * pushed**2).sum(1) - (p * pushed).sum(1) ** 2
     return of_images.mean()
+
+
+def gauss_newton_rows(module: nn.Module, at: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """A (rows, P) with A' A = G: (diag(sqrt p) - sqrt(p) p') J of each image, as the p sum to 1."""
+    logits, rows = functional_call(module, dict(at), (images,)), []
+    for of_image, p in zip(logits, logits.softmax(1).detach(), strict=True):
+        slopes = [torch.autograd.grad(z, list(at.values()), retain_graph=True) for z in of_image]
+        jacobian = torch.stack([torch.cat([part.flatten() for part in slope]) for slope in slopes])
+        rows.append(p.sqrt()[:, None] * (jacobian - p @ jacobian))
+    of_images: Tensor = torch.cat(rows) / len(images) ** 0.5
+    return of_images
 
 
 def matching_terms(
@@ -81,8 +96,12 @@ def matching_terms(
     name: str,
     form: str | None = None,
     probes: Sequence[Tensors] = (),
+    kept: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """D of one class at the module's own parameters, and the term of a form of order 2."""
+    """D of one class at the module's own parameters, and the term of a form of order 2.
+
+    The term is about the last `kept` tensors of the parameters; with 0, about all.
+    """
     at = dict(module.named_parameters())
     at_real = {key: p.detach().clone().requires_grad_() for key, p in at.items()}
     ours = loss_gradient(module, at, synthetic, index)
@@ -90,22 +109,41 @@ def matching_terms(
     loss = distance(name, ours, constants(theirs))
     if form is None:
         return loss, None
+    ours, theirs = ours[-kept:], theirs[-kept:]
+    part, real_part = (dict(list(each.items())[-kept:]) for each in (at, at_real))
+    vectors = [probe[-kept:] for probe in probes]
     if form == "hvp":
         products = [
-            (hessian_product(at, ours, v), hessian_product(at_real, theirs, v)) for v in probes
+            (hessian_product(part, ours, v), hessian_product(real_part, theirs, v)) for v in vectors
         ]
         terms = [distance(name, one, constants(other)) for one, other in products]
         return loss, torch.stack(terms).mean()
     if form == "lookahead":
-        step = zip(at.items(), theirs, strict=True)
-        ahead = {key: (p - 0.01 * g).detach().requires_grad_() for (key, p), g in step}
-        real_ahead = loss_gradient(module, ahead, real, index, again=False)
-        return loss, distance(name, loss_gradient(module, ahead, synthetic, index), real_ahead)
+        step = zip(part.items(), theirs, strict=True)
+        moved = {key: (p - 0.01 * g).detach().requires_grad_() for (key, p), g in step}
+        ahead = {**at, **moved}
+        real_ahead = loss_gradient(module, ahead, real, index, again=False)[-kept:]
+        return loss, distance(
+            name, loss_gradient(module, ahead, synthetic, index)[-kept:], real_ahead
+        )
     gap = [b.detach() - a for a, b in zip(ours, theirs, strict=True)]
     if form == "quadratic":
-        return loss, inner(gap, hessian_product(at_real, theirs, gap))
-    assert form == "ggn"
-    return loss, gauss_newton_form(module, at_real, real, gap)
+        return loss, inner(gap, hessian_product(real_part, theirs, gap))
+    if form == "ggn":
+        return loss, gauss_newton_form(module, at_real, real, gap)
+    rows = gauss_newton_rows(module, at_real, real)
+    rows = rows[:, -sum(each.numel() for each in gap) :]
+    flat, target = (torch.cat([each.flatten() for each in side]) for side in (gap, theirs))
+    if form == "ggn_diagonal":
+        signs = torch.stack([torch.cat([each.flatten() for each in v]) for v in vectors])
+        diagonal = ((signs * (signs @ rows.T @ rows)).sum(0) / signs.square().sum(0)).abs()
+        return loss, (flat.square() / (diagonal + diagonal.mean())).sum()
+    assert form == "ggn_inverse"
+    damping = 0.1 * (rows @ target).square().sum() / target.square().sum()
+    # (A' A + d)^-1 = (1 - A' (A A' + d)^-1 A) / d
+    small = rows @ rows.T + damping * torch.eye(len(rows), dtype=rows.dtype)
+    solved = torch.linalg.solve(small, rows @ flat)
+    return loss, (flat.square().sum() - (rows @ flat) @ solved) / damping
 
 
 def matching_step(
@@ -116,6 +154,7 @@ def matching_step(
     form: str | None = None,
     weight: float = 0.0,
     probes: Sequence[Tensors] = (),
+    kept: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The image gradient (N, ch, h, w) and D of each class (C,), of the images of each class.
 
@@ -124,7 +163,7 @@ def matching_step(
     gradients, losses = [], []
     for index, (of_class, batch) in enumerate(zip(synthetic, real, strict=True)):
         images = of_class.clone().requires_grad_()
-        loss, term = matching_terms(module, images, batch, index, name, form, probes)
+        loss, term = matching_terms(module, images, batch, index, name, form, probes, kept)
         (gradient,) = torch.autograd.grad(loss, images, retain_graph=term is not None)
         if term is not None:
             (of_term,) = torch.autograd.grad(term, images)

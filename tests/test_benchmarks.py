@@ -18,7 +18,6 @@ from benchmarks.measure import Effort, Peak, Record, interleave, rates, spread, 
 from benchmarks.tables import show
 from benchmarks.worker import serve
 from condensation import matching
-from condensation.curvature import CURVATURE_FORMS
 
 CPU = torch.device("cpu")
 TINY = Case(classes=2, real=3, size=16, network="convnet-4-2")
@@ -41,7 +40,7 @@ def ask(case: Case, side: str, *requests: str) -> list[object]:
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("form", [cases.ORDER_1, *CURVATURE_FORMS])
+@pytest.mark.parametrize("form", cases.FORMS)
 @pytest.mark.parametrize("side", ["reference", "engine"])
 def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
     case = Case(**{**asdict(TINY), "form": form})
@@ -94,7 +93,7 @@ def test_sides_take_turns_and_the_first_call_is_apart() -> None:
 
 def test_every_case_has_a_name_of_its_own_and_what_is_to_be_shown_is_there() -> None:
     assert len({case.name for case in ALL}) == len(ALL)
-    for form in (cases.ORDER_1, *CURVATURE_FORMS):
+    for form in cases.FORMS:
         for ipc, classes, real in ((1, 10, 64), (10, 100, 64), (50, 100, 256)):
             assert Case(form=form, ipc=ipc, classes=classes, real=real) in ALL
     assert {case for key in GROWTH for case in grown(key)} <= {*ALL}

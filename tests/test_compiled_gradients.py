@@ -93,14 +93,16 @@ def test_bfloat16_rounds_the_forward_pass_and_nothing_else(name: str) -> None:
 FORMS = [None, *CURVATURE_FORMS]
 
 
-def matched(form: str | None, engine: Engine, dtype: torch.dtype) -> list[Matched]:
+def matched(
+    form: str | None, engine: Engine, dtype: torch.dtype, layers: int | None = None
+) -> list[Matched]:
     """Three classes of two synthetic images, and of 5, 5 and 3 real ones."""
     network, theta = tiny_network("mlp")
     theta = {key: value.to(dtype) for key, value in theta.items()}
     synthetic = random_images(NUM_CLASSES, 2, stream="synthetic").to(dtype)
     real = [*random_images(NUM_CLASSES, 5, stream="real").to(dtype)]
     real[2] = real[2][:3]
-    second = Curvature(CURVATURE_FORMS[form], 0.3, 4) if form else None
+    second = Curvature(CURVATURE_FORMS[form], 0.3, 4, layers) if form else None
     return match_classes(
         theta,
         network,
@@ -116,19 +118,22 @@ def matched(form: str | None, engine: Engine, dtype: torch.dtype) -> list[Matche
 
 
 @pytest.mark.parametrize(
-    ("form", "backend"),
+    ("form", "layers", "backend"),
     [
-        (None, "aot_eager"),
-        ("lookahead", "aot_eager"),  # a second gradient on the real images, by the same graph
-        *(pytest.param(form, "inductor", marks=pytest.mark.slow) for form in FORMS),
+        (None, None, "aot_eager"),
+        ("lookahead", None, "aot_eager"),  # a second gradient on the real images, by the same graph
+        ("lookahead", 2, "aot_eager"),  # by another: with respect to some of the parameters
+        *(pytest.param(form, None, "inductor", marks=pytest.mark.slow) for form in FORMS),
     ],
     indirect=["backend"],
 )
-def test_the_compiled_step_equals_the_eager_one(form: str | None, backend: str) -> None:
+def test_the_compiled_step_equals_the_eager_one(
+    form: str | None, layers: int | None, backend: str
+) -> None:
     """Two graphs: one for the real sides of all classes, one for the synthetic side of all."""
-    found = matched(form, Engine(compiled=True), torch.float64)
-    assert graphs() == 2
-    for ours, expected in zip(found, matched(form, Engine(), torch.float64), strict=True):
+    found = matched(form, Engine(compiled=True), torch.float64, layers)
+    assert graphs() == (2 if layers is None else 3)
+    for ours, expected in zip(found, matched(form, Engine(), torch.float64, layers), strict=True):
         for got, wanted in zip(ours, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
 

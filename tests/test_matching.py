@@ -10,8 +10,10 @@ from torch import Tensor, nn
 import reference
 from condensation import kernels
 from condensation.curvature import CURVATURE_FORMS
+from condensation.curvature_sides import RealSide
 from condensation.derivatives import classification_loss, constant_loss_gradient, loss_gradient
 from condensation.distances import DISTANCES
+from condensation.gap_metrics import INVERSE_DAMPING, gap_over_diagonal
 from condensation.matching import (
     Curvature,
     Matched,
@@ -45,8 +47,10 @@ NO_AUGMENTATION = [[None] * NUM_CLASSES]
 """Of one set."""
 
 
-def curvature(form: str | None, real_per_class: int = NUM_REAL) -> Curvature | None:
-    return Curvature(CURVATURE_FORMS[form], WEIGHT, real_per_class) if form else None
+def curvature(
+    form: str | None, real_per_class: int = NUM_REAL, layers: int | None = None
+) -> Curvature | None:
+    return Curvature(CURVATURE_FORMS[form], WEIGHT, real_per_class, layers) if form else None
 
 
 def module_at(network: Network, theta: Theta) -> nn.Module:
@@ -101,6 +105,36 @@ def test_step_equals_the_class_loop_of_the_reference(
     torch.testing.assert_close(matched.loss, expected_loss, rtol=1e-9, atol=1e-12)
     expected = expected_gradient.view_as(matched.gradient)
     torch.testing.assert_close(matched.gradient, expected, rtol=1e-7, atol=1e-11)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("form", CURVATURE_FORMS)
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_the_term_of_the_last_layers_equals_the_reference(
+    name: str, form: str, layers: int
+) -> None:
+    network, theta, synthetic, real, probes = case(name)
+    distance, second = "squared_euclidean", curvature(form, layers=layers)
+    matched = match_one_set(*case(name), distance, second)
+    vectors = [list(probe.values()) for probe in probes]
+    expected, _ = reference.matching_step(
+        module_at(network, theta),
+        [*synthetic],
+        [*real],
+        distance,
+        form,
+        WEIGHT,
+        vectors,
+        2 * layers,
+    )
+    torch.testing.assert_close(
+        matched.gradient, expected.view_as(matched.gradient), rtol=1e-7, atol=1e-11
+    )
+    whole = match_one_set(*case(name), distance, curvature(form, layers=100))
+    assert torch.equal(
+        whole.gradient, match_one_set(*case(name), distance, curvature(form)).gradient
+    )
+    assert not torch.allclose(whole.gradient, matched.gradient, rtol=1e-3)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -212,30 +246,55 @@ def test_hvp_approaches_the_explicit_hessians_as_probes_grow() -> None:
     assert errors[1] < 0.1 and errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("form", ["quadratic", "ggn"])
+@pytest.mark.parametrize("form", ["quadratic", "ggn", "ggn_inverse"])
 def test_the_gap_is_weighed_by_the_explicit_matrix(form: str) -> None:
+    """Three real images: conjugate gradients end after as many steps as G has ranks, here 6."""
     network, theta = tiny_network("mlp", SMALL_SHAPE, width=3)
-    synthetic, real = small_images(2, "synthetic"), small_images(5, "real")
-    labels = torch.zeros(5, dtype=torch.int64)
-    gap = flat(loss_gradient(theta, network, real, labels)) - flat(
-        loss_gradient(theta, network, synthetic, labels[:2])
-    )
+    synthetic, real = small_images(2, "synthetic"), small_images(3, "real")
+    labels = torch.zeros(3, dtype=torch.int64)
+    target = flat(loss_gradient(theta, network, real, labels))
+    gap = target - flat(loss_gradient(theta, network, synthetic, labels[:2]))
     matrix = (
         hessian(network, theta, real, 0)
         if form == "quadratic"
         else gauss_newton(network, theta, real)
     )
+    if form == "ggn_inverse":
+        damping = INVERSE_DAMPING * (target @ matrix @ target) / (target @ target)
+        matrix = torch.linalg.inv(matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype))
     distance = DISTANCES["squared_euclidean"]
     matched = match_class(theta, network, synthetic, real, 0, distance, curvature(form), [])
     torch.testing.assert_close(matched.curvature, gap @ matrix @ gap, rtol=1e-9, atol=1e-12)
-    if form == "ggn":
+    if form != "quadratic":
         assert matched.curvature >= 0 and torch.linalg.eigvalsh(matrix).min() > -1e-12
 
 
+@pytest.mark.parametrize("form", ["ggn", "ggn_diagonal", "ggn_inverse"])
 @pytest.mark.parametrize("name", EVERY_NETWORK)
-def test_ggn_is_never_negative(name: str) -> None:
+def test_the_gauss_newton_forms_are_never_negative(name: str, form: str) -> None:
     for distance in DISTANCES:
-        assert match_one_set(*case(name), distance, curvature("ggn")).curvature.min() >= 0
+        assert match_one_set(*case(name), distance, curvature(form)).curvature.min() >= 0
+
+
+def test_the_diagonal_approaches_the_explicit_one_as_probes_grow() -> None:
+    """From Rademacher probes; the gap divided by it and its mean is what the form returns."""
+    network, theta = tiny_network("mlp", SMALL_SHAPE, width=3)
+    real, labels = small_images(5, "real"), torch.zeros(5, dtype=torch.int64)
+    expected = gauss_newton(network, theta, real).diagonal()
+    target, ones = (
+        {name: function(value) for name, value in theta.items()}
+        for function in (torch.sin, torch.ones_like)
+    )
+    errors = []
+    for num_probes in (16, 8192):
+        probes = draw_probes(theta, num_probes, generator(0, "probes"))
+        side = RealSide(theta, network, real, labels, target, probes, ones, 5)
+        (weighed,) = gap_over_diagonal(side)
+        damped = 1 / flat(weighed)
+        # The mean of damped is twice the mean of the estimate.
+        estimate = damped - damped.mean() / 2
+        errors.append(((estimate - expected).norm() / expected.norm()).item())
+    assert errors[1] < 0.12 and errors[1] < errors[0] / 10
 
 
 def test_lookahead_matches_the_hessian_times_the_real_gradient() -> None:
@@ -416,11 +475,11 @@ def test_image_gradients_flow_through_the_augmentation(form: str | None, family:
 
 
 def classes_together(
-    form: str | None, counts: tuple[int, ...], name: str, augmented: bool
+    form: str | None, counts: tuple[int, ...], name: str, augmented: bool, layers: int | None = None
 ) -> tuple[list[Matched], list[Matched]]:
     """The classes by one transform, and one after the other."""
     network, theta, synthetic, real, probes = case(name)
-    distance, second = DISTANCES["squared_euclidean"], curvature(form)
+    distance, second = DISTANCES["squared_euclidean"], curvature(form, layers=layers)
     images = [part[:number] for part, number in zip(synthetic, counts, strict=True)]
     siamese_draws = [siamese_draw("scale") if augmented else None for _ in counts]
     together = match_classes(
@@ -444,6 +503,15 @@ def test_one_transform_of_all_classes_equals_the_class_loop(
     for ours, expected in zip(together, alone, strict=True):
         for got, wanted in zip(ours, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", CURVATURE_FORMS)
+def test_one_transform_equals_the_class_loop_where_the_term_is_about_the_last_layer(
+    form: str,
+) -> None:
+    together, alone = classes_together(form, (2, 2, 2), "mlp", False, layers=1)
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours.gradient, expected.gradient, rtol=1e-8, atol=1e-12)
 
 
 COMPILED = [
@@ -474,7 +542,7 @@ def test_the_compiled_transform_equals_the_eager_one(
         ]
     )
     second = CURVATURE_FORMS[form] if form else None
-    arguments = (network.module, DISTANCES["squared_euclidean"], second)
+    arguments = (network.module, DISTANCES["squared_euclidean"], second, tuple(theta))
     torch.compiler.reset()
     ways = (stacked_transform(*arguments), compiled_transform(*arguments, backend))
     results = [way(theta, network.statistics, inputs) for way in ways]

@@ -80,6 +80,11 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "condense.network_batch_size": st.sampled_from([1, 3, 10**9]),
     "condense.snapshots": st.lists(st.integers(0, 4), max_size=3),
     "condense.curvature.weight": RATES,
+    "condense.curvature.schedule": st.sampled_from(
+        params.registry_names("training.py", "SCHEDULES")
+    ),
+    "condense.curvature.iterations": SMALL_NUMBERS,
+    "condense.curvature.layers": SMALL_NUMBERS,
     "condense.curvature.num_probes": SMALL_NUMBERS,
     "evaluate.networks": st.permutations(["convnet", "lenet", "mlp"]),
     "evaluate.epochs": SMALL_NUMBERS,

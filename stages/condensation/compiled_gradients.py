@@ -18,9 +18,9 @@ from torch.func import functional_call, grad
 from condensation.networks import Theta
 from condensation.precisions import lowered
 
-SumGradient = Callable[[Theta, Tensor, Tensor, Tensor], Theta]
-"""`(theta, images (B, ch, h, w), labels (B,), factor ()) -> gradient` of the factor times the sum
-of the cross-entropies of the images that have a label."""
+SumGradient = Callable[[Theta, Theta, Tensor, Tensor, Tensor], Theta]
+"""`(theta, fixed parameters, images (B, ch, h, w), labels (B,), factor ()) -> gradient` of the
+factor times the sum of the cross-entropies of the images that have a label."""
 
 NO_LABEL = -100
 """What `cross_entropy` leaves out."""
@@ -40,8 +40,8 @@ def sum_gradient(module: nn.Module, autocast: torch.dtype | None = None) -> SumG
 
     network = lowered(call, autocast)
 
-    def loss(theta: Theta, images: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
-        logits = network(theta, images)
+    def loss(theta: Theta, fixed: Theta, images: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
+        logits = network({**theta, **fixed}, images)
         return factor * F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
 
     gradient: SumGradient = grad(loss)

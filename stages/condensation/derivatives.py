@@ -99,7 +99,7 @@ def constant_loss_gradient(
 
     def of_graph(leaves: Theta, _: float, block: Tensor, block_labels: Tensor) -> Parts:
         constants = {name: value.detach().contiguous() for name, value in leaves.items()}
-        return list(graph(constants, block, block_labels, factor).values())
+        return list(graph(constants, network.statistics, block, block_labels, factor).values())
 
     return _sum_over_blocks(of_graph, theta, *filled(images, labels, block_size), block_size)
 

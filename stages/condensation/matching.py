@@ -18,7 +18,7 @@ Shapes: K = independent sets, C = classes, S = synthetic images of a class, N = 
 after class, R = real images of a class, image = (ch, h, w).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from condensation.augmentation import Augmentation, apply_augmentation
-from condensation.curvature import Constants, CurvatureForm, RealSide, SyntheticSide
+from condensation.curvature_sides import Constants, CurvatureForm, RealSide, SyntheticSide
 from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.distances import Distance
-from condensation.networks import Network, Theta
+from condensation.networks import Network, Theta, last_layers
 from condensation.stacked_classes import ClassInputs, stacked_slopes
 from condensation.workers import parallel_map
 
@@ -48,11 +48,17 @@ class Curvature:
         form: Q.
         weight: Length of Q's image gradient as a multiple of that of D.
         real_per_class: Real images of the class that Q takes, the first of the batch.
+        layers: The last layers, whose parameters Q is about; None: all.
     """
 
     form: CurvatureForm
     weight: float
     real_per_class: int
+    layers: int | None = None
+
+    def names(self, theta: Theta) -> list[str]:
+        """Return the names of the parameters that Q is about."""
+        return list(theta) if self.layers is None else last_layers(theta, self.layers)
 
 
 @dataclass(frozen=True)
@@ -153,10 +159,19 @@ def match_class(
         return Matched(of_distance, loss.detach(), zero, zero, zero)
 
     probes = probes or [target]
-    constants = _constants(
+    real_side = _real_side(
         theta, network, real, real_labels, target, probes, gradient, curvature, engine
     )
-    side = SyntheticSide(theta, network, seen, labels, gradient, target, probes)
+    constants = curvature.form.constants(real_side)
+    side = SyntheticSide(
+        real_side.theta,
+        real_side.network,
+        seen,
+        labels,
+        _only(real_side.theta, gradient),
+        real_side.gradient,
+        real_side.probes,
+    )
     term = curvature.form.term(side, distance, constants)
     (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
     (of_term,) = torch.autograd.grad(term, images)
@@ -202,19 +217,29 @@ def match_classes(
         own: Sequence[Theta] = []
         constants: Constants = []
         if curvature is not None:
-            own = probes or [target]
             gradient = {}
             if curvature.form.needs_gap:
                 gradient = loss_gradient(theta, network, seen.detach(), labels)
-            constants = _constants(
-                theta, network, batch, real_labels, target, own, gradient, curvature, engine
+            side = _real_side(
+                theta,
+                network,
+                batch,
+                real_labels,
+                target,
+                probes or [target],
+                gradient,
+                curvature,
+                engine,
             )
+            own, constants = side.probes, curvature.form.constants(side)
         inputs.append(ClassInputs(seen.detach(), labels, target, list(own), constants))
-    form = None if curvature is None else curvature.form
+    form, names = None, []
+    if curvature is not None:
+        form, names = curvature.form, curvature.names(theta)
     matched = []
     for (leaf, seen), slopes in zip(
         sides,
-        stacked_slopes(theta, network, inputs, distance, form, engine.compiled),
+        stacked_slopes(theta, network, inputs, distance, form, names, engine.compiled),
         strict=True,
     ):
         of_distance, of_term = (
@@ -256,7 +281,7 @@ def _real_gradient(
     )
 
 
-def _constants(
+def _real_side(
     theta: Theta,
     network: Network,
     real: Tensor,
@@ -266,24 +291,31 @@ def _constants(
     gradient: Theta,
     curvature: Curvature,
     engine: Engine,
-) -> Constants:
-    # What the form takes from the real images; `gradient` is g_S, for the forms that need the gap.
+) -> RealSide:
+    # What the form may take from the real images; `gradient` is g_S, for the forms that need the
+    # gap. All of it of the parameters that the term is about.
+    names = curvature.names(theta)
     gap = {}
     if curvature.form.needs_gap:
-        gap = {name: target[name] - value.detach() for name, value in gradient.items()}
-    part = slice(curvature.real_per_class)
-    side = RealSide(
-        theta,
+        gap = {name: target[name] - gradient[name].detach() for name in names}
+    if len(names) < len(theta):
+        network = network.holding(_only(theta.keys() - names, theta))
+    images = slice(curvature.real_per_class)
+    return RealSide(
+        _only(names, theta),
         network,
-        real[part],
-        labels[part],
-        target,
-        probes,
+        real[images],
+        labels[images],
+        _only(names, target),
+        [_only(names, probe) for probe in probes],
         gap,
         engine.block_size(real),
         engine.compiled,
     )
-    return curvature.form.constants(side)
+
+
+def _only(names: Iterable[str], values: Theta) -> Theta:
+    return {name: values[name] for name in names}
 
 
 def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:

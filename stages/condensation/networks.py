@@ -39,8 +39,8 @@ class Network:
 
         Args:
             module: The architecture.
-            statistics: What its batch norms use, as `batch_statistics` returns it; they have to be
-                frozen then.
+            statistics: What is constant: what its batch norms use, as `batch_statistics` returns
+                it (they have to be frozen then), and parameters that are not in theta.
         """
         self.module = module
         self.fused = fused(module)
@@ -76,6 +76,23 @@ class Network:
         for layer in network.batch_norms.values():
             layer.frozen = True
         return network
+
+    def holding(self, fixed: Theta) -> "Network":
+        """Return the network as a function of the other parameters."""
+        network = copy.copy(self)
+        network.statistics = {**self.statistics, **fixed}
+        return network
+
+
+def last_layers(theta: Theta, number: int) -> list[str]:
+    """Return the names of the parameters of the last layers, in theta's order.
+
+    Args:
+        theta: Parameters.
+        number: Layers with parameters, norms among them; all, where there are fewer.
+    """
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in theta))
+    return [name for name in theta if name.rpartition(".")[0] in layers[-number:]]
 
 
 def batch_statistics(network: Network, theta: Theta, images: Tensor) -> Theta:

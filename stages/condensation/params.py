@@ -109,6 +109,9 @@ class Curvature:
 
     form: str = _registered("curvature.py", "CURVATURE_FORMS")
     weight: float = _at_least(0)
+    schedule: str = _registered("training.py", "SCHEDULES")
+    iterations: int | None = _or_auto(_at_least(1))
+    layers: int | None = _or_auto(_at_least(1))
     probes: str = _choice("rademacher", "gradient")
     num_probes: int = _at_least(1)
     real_per_class: int | None = _or_auto(_at_least(1))

@@ -65,7 +65,7 @@ def compiled_one_gradient(network: Network, batch_size: int) -> Gradient:
     def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
         constants = {name: value[0].detach() for name, value in theta.items()}
         batch = filled(images[0], labels[0], batch_size)
-        slopes = graph(constants, *batch, factor_of(images[0]))
+        slopes = graph(constants, network.statistics, *batch, factor_of(images[0]))
         return {name: slope[None] for name, slope in slopes.items()}
 
     return gradient

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from condensation.curvature import Constants, CurvatureForm, SyntheticSide
+from condensation.curvature_sides import Constants, CurvatureForm, SyntheticSide
 from condensation.derivatives import loss_gradient
 from condensation.distances import Distance
 from condensation.networks import Network, Theta
@@ -28,7 +28,7 @@ class ClassInputs(NamedTuple):
         images: (S, ch, h, w), as the network sees them.
         labels: (S,).
         real_gradient: g_T.
-        probes: Vectors v of the shape of theta.
+        probes: Vectors v of the shape of what the form of order 2 is about.
         constants: What the form of order 2 computed from the real images.
     """
 
@@ -60,7 +60,10 @@ Transform = Callable[[Theta, Theta, ClassInputs], ClassSlopes]
 
 
 def stacked_transform(
-    module: nn.Module, distance: Distance, form: CurvatureForm | None
+    module: nn.Module,
+    distance: Distance,
+    form: CurvatureForm | None,
+    names: tuple[str, ...],
 ) -> Transform:
     """Return the transform of all classes.
 
@@ -68,6 +71,7 @@ def stacked_transform(
         module: The network's architecture.
         distance: D.
         form: Q; None is order 1.
+        names: Of the parameters that Q is about.
     """
 
     def call(statistics: Theta, theta: Theta, images: Tensor) -> Tensor:
@@ -84,7 +88,13 @@ def stacked_transform(
         def second(images: Tensor) -> Tensor:
             assert form is not None
             gradient = loss_gradient(theta, network, images, labels)
-            side = SyntheticSide(theta, network, images, labels, gradient, real_gradient, probes)
+            fixed = {name: value for name, value in theta.items() if name not in names}
+            own, ours, theirs = (
+                {name: values[name] for name in names}
+                for values in (theta, gradient, real_gradient)
+            )
+            part = partial(call, {**statistics, **fixed})
+            side = SyntheticSide(own, part, images, labels, ours, theirs, probes)
             return form.term(side, distance, constants)
 
         of_distance, loss = grad_and_value(first)(images)
@@ -100,7 +110,11 @@ def stacked_transform(
 
 @cache
 def compiled_transform(
-    module: nn.Module, distance: Distance, form: CurvatureForm | None, backend: str = "inductor"
+    module: nn.Module,
+    distance: Distance,
+    form: CurvatureForm | None,
+    names: tuple[str, ...],
+    backend: str = "inductor",
 ) -> Transform:
     """Return the same as one graph; the same arguments give the same one, compiled once.
 
@@ -108,11 +122,12 @@ def compiled_transform(
         module: The network's architecture.
         distance: D.
         form: Q; None is order 1.
+        names: Of the parameters that Q is about.
         backend: Of `torch.compile`.
     """
     # CUDA graphs: one launch for the whole transform.
     mode = "reduce-overhead" if backend == "inductor" and torch.cuda.is_available() else None
-    transform = stacked_transform(module, distance, form)
+    transform = stacked_transform(module, distance, form, names)
     compiled: Transform = torch.compile(transform, fullgraph=True, backend=backend, mode=mode)
     return compiled
 
@@ -131,6 +146,7 @@ def stacked_slopes(
     inputs: Sequence[ClassInputs],
     distance: Distance,
     form: CurvatureForm | None,
+    names: Sequence[str],
     compiled: bool,
 ) -> list[ClassSlopes]:
     """Return the slopes of each class: one transform for all that have equally many images.
@@ -141,11 +157,12 @@ def stacked_slopes(
         inputs: Of each class.
         distance: D.
         form: Q; None is order 1.
+        names: Of the parameters that Q is about.
         compiled: Whether by `torch.compile`. With frozen statistics the network is another one at
             each step, and would be compiled each time: it is not.
     """
     make = compiled_transform if compiled and not network.statistics else stacked_transform
-    transform = make(network.module, distance, form)
+    transform = make(network.module, distance, form, tuple(names))
     slopes: dict[int, ClassSlopes] = {}
     groups: dict[int, list[int]] = {}
     for place, each in enumerate(inputs):

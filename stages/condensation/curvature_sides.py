@@ -1,0 +1,81 @@
+"""What a form of order 2 is, and what it takes from the real and from the synthetic images.
+
+Notation: g_S, H_S = gradient and Hessian of the loss on the class's synthetic images, g_T, H_T on
+real ones, D a distance between gradients, all at the same parameters theta.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from condensation.distances import Distance
+from condensation.networks import Network, NetworkFunction, Theta
+
+Constants = list[Theta]
+"""Tensors of the shape of theta that a term takes as they are."""
+
+
+@dataclass(frozen=True)
+class RealSide:
+    """What a form may take from the real images of the class.
+
+    Attributes:
+        theta: Parameters that the term is about: all, or those of some layers.
+        network: The network as a function of them.
+        images: (R, ch, h, w), normalised.
+        labels: (R,), all the same class.
+        gradient: g_T.
+        probes: Vectors v of the shape of theta.
+        gap: g_T - g_S as a constant, for the forms that need it.
+        block_size: Images that go through the network at once.
+        compiled: Whether gradients of first order are compiled.
+    """
+
+    theta: Theta
+    network: Network
+    images: Tensor
+    labels: Tensor
+    gradient: Theta
+    probes: Sequence[Theta]
+    gap: Theta
+    block_size: int
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class SyntheticSide:
+    """What a term is a function of.
+
+    Attributes:
+        theta: Parameters that the term is about.
+        network: The network as a function of them.
+        images: (S, ch, h, w), the class's synthetic images.
+        labels: (S,).
+        gradient: g_S, differentiable with respect to the images.
+        real_gradient: g_T.
+        probes: Vectors v of the shape of theta, those of the real side.
+    """
+
+    theta: Theta
+    network: NetworkFunction
+    images: Tensor
+    labels: Tensor
+    gradient: Theta
+    real_gradient: Theta
+    probes: Sequence[Theta]
+
+
+@dataclass(frozen=True)
+class CurvatureForm:
+    """One form of order 2.
+
+    Attributes:
+        constants: From the real images, before anything is differentiated.
+        term: Q, (), differentiable with respect to the synthetic images.
+        needs_gap: Whether `constants` takes g_T - g_S.
+    """
+
+    constants: Callable[[RealSide], Constants]
+    term: Callable[[SyntheticSide, Distance, Constants], Tensor]
+    needs_gap: bool = False

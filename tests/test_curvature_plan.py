@@ -1,0 +1,35 @@
+"""Which image steps have the term of order 2, and with which weight."""
+
+import pytest
+
+from condensation.curvature import CURVATURE_FORMS
+from condensation.curvature_plan import CurvaturePlan
+from condensation.matching import Curvature
+from condensation.training import SCHEDULES
+
+TERM = Curvature(CURVATURE_FORMS["ggn"], 0.4, 4, 2)
+
+
+def weights(schedule: str = "constant", every: int = 1, until: int = 20) -> list[float]:
+    """Of the steps of a run of 20; 0 where there is no term."""
+    plan = CurvaturePlan(TERM, SCHEDULES[schedule], every, until, 20)
+    terms = [plan.at(step) for step in range(20)]
+    return [0.0 if term is None else term.weight for term in terms]
+
+
+def test_the_term_is_the_one_given() -> None:
+    assert CurvaturePlan(TERM, SCHEDULES["constant"], 1, 20, 20).at(3) == TERM
+
+
+def test_it_comes_every_so_many_image_steps() -> None:
+    assert weights(every=3) == [0.4, 0.0, 0.0] * 6 + [0.4, 0.0]
+
+
+def test_it_ends() -> None:
+    assert weights(until=6) == [0.4] * 6 + [0.0] * 14
+
+
+def test_its_weight_follows_the_schedule() -> None:
+    expected = [0.4 * (1 - step / 20) for step in range(20)]
+    assert weights("linear_decay") == pytest.approx(expected)
+    assert weights("tenth_after_half")[9:11] == pytest.approx([0.4, 0.04])
