@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condensation.affine import places, rotations, shifts
+from condensation.devices import to_device
 from condensation.siamese_augmentation import siamese, siamese_without_flip
 
 
@@ -87,17 +88,19 @@ def move(images: Tensor, matrices: Tensor, kind: Tensor) -> Tensor:
     # `grid_sample` fills with 0: what is filled with the mean has it taken away and given back.
     mean = images.mean((-4, -2, -1), keepdim=True).expand(*images.shape[:-2], 1, 1)
     flat, fill = images.flatten(0, -4), mean.flatten(0, -4)
-    fill = fill * (kind != SCALE).to(fill)[:, None, None, None]
+    factor = to_device((kind != SCALE).to(fill.dtype), fill.device)
+    fill = fill * factor[:, None, None, None]
     parts, order = [], []
     for mode, chosen in (("nearest", kind != ROTATE), ("bicubic", kind == ROTATE)):
         where = chosen.nonzero()[:, 0]
         if len(where):
-            own = flat[where.to(flat.device)]
-            outside = fill[where.to(flat.device)]
-            grid = places(matrices[where].to(flat), (images.shape[-2], images.shape[-1]))
+            there = to_device(where, flat.device)
+            own, outside = flat[there], fill[there]
+            own_matrices = to_device(matrices[where].to(flat.dtype), flat.device)
+            grid = places(own_matrices, (images.shape[-2], images.shape[-1]))
             parts.append(F.grid_sample(own - outside, grid, mode, align_corners=False) + outside)
             order.append(where)
-    back = torch.cat(order).argsort().to(flat.device)
+    back = to_device(torch.cat(order).argsort(), flat.device)
     return torch.cat(parts)[back].view_as(images)
 
 
@@ -133,7 +136,7 @@ class Shift:
         """Apply the draw to images (..., B, ch, h, w); differentiable by them."""
         flat = images.flatten(0, -4)
         number, channels, *size = flat.shape
-        pixels = self.pixels.to(images.device)
+        pixels = to_device(self.pixels, images.device)
         rows, columns = (
             (torch.arange(side, device=images.device) + pixels[:, axis, None]).clamp(0, side - 1)
             for axis, side in enumerate(size)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from condensation.augmentation import Draw, apply_augmentation, joined
+from condensation.devices import to_device
 from condensation.real_images import RealImages
 
 AHEAD = 512
@@ -109,7 +110,7 @@ class Batches:
             chosen.append(self._orders[network][begin : begin + self._size])
             if self._augmentation is not None:
                 draws.append(self._augmentation(len(chosen[-1]), size, generator))
-        indices = torch.stack(chosen).to(labels.device)
+        indices = to_device(torch.stack(chosen), labels.device)
         batches = images[indices]
         if draws:
             batches = apply_augmentation(batches, joined(draws))

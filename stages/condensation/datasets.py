@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condensation.devices import to_device
 from condensation.files import together, write_array, write_json
 
 
@@ -52,7 +53,9 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
-        mean, std = (each.to(images.device).view(-1, 1, 1) for each in (self.mean, self.std))
+        mean, std = (
+            to_device(each, images.device).view(-1, 1, 1) for each in (self.mean, self.std)
+        )
         return (images.float() / 255 - mean) / std
 
     def members(self) -> list[Tensor]:
@@ -93,7 +96,7 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     """
     _require(name, len(images), num_images)
     chosen = torch.randperm(len(images), generator=stream)[:num_images]
-    return images[chosen.to(images.device)]
+    return images[to_device(chosen, images.device)]
 
 
 def write_prepared(folder: Path, train: Dataset, test: Dataset, validation_index: Tensor) -> None:

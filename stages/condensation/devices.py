@@ -1,6 +1,7 @@
-"""Where the tensors live."""
+"""Where the tensors live, and how they come there."""
 
 import torch
+from torch import Tensor
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,3 +23,16 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return the tensor on a device, for what is copied there again and again.
+
+    A copy from the host's ordinary memory to CUDA makes the host wait until the device has done all
+    that it was given before; from pinned memory it is one more thing that the device is given.
+    """
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

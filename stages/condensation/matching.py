@@ -28,6 +28,7 @@ from torch import Tensor
 from condensation.augmentation import Augmentation, apply_augmentation
 from condensation.curvature_sides import Constants, CurvatureForm, RealSide, SyntheticSide
 from condensation.derivatives import constant_loss_gradient, loss_gradient
+from condensation.devices import to_device
 from condensation.distances import Distance
 from condensation.networks import Network, Theta, last_layers
 from condensation.stacked_classes import ClassInputs, stacked_slopes
@@ -109,11 +110,15 @@ def draw_probes(theta: Theta, num_probes: int, generator: torch.Generator) -> li
     """Draw Rademacher vectors of the shape of theta: entries -1 and +1, equally likely."""
     return [
         {
-            name: torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
+            name: to_device(_signs(value.shape, generator, value.dtype), value.device)
             for name, value in theta.items()
         }
         for _ in range(num_probes)
     ]
+
+
+def _signs(shape: torch.Size, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator).to(dtype) * 2 - 1
 
 
 def match_class(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from condensation.deep_networks import alexnet, resnet18, vgg11
+from condensation.devices import to_device
 from condensation.fused import fused
 from condensation.layers import ACTIVATIONS, POOLINGS, mnist_border, require_size
 from condensation.normalisation import NORMS, BatchNorm, channel_statistics
@@ -171,7 +172,7 @@ def init_theta(network: Network, generator: torch.Generator, device: torch.devic
                 theta[name] = torch.empty(parameter.shape).uniform_(
                     -bound, bound, generator=generator
                 )
-    return {name: value.to(device) for name, value in theta.items()}
+    return {name: to_device(value, device) for name, value in theta.items()}
 
 
 def convnet(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condensation.datasets import Dataset
+from condensation.devices import to_device
 
 SHARE = 0.5
 """Part of a device's free memory that the images may take: the rest is for the work."""
@@ -70,15 +71,11 @@ class RealImages:
     def rows(self, index: Tensor | slice) -> Tensor:
         """Return the chosen images as they are, (B, ch, h, w) uint8.
 
-        From the host's memory they are copied by way of pinned memory, so that the copy does not
-        hold up whoever asks for it.
+        Neither the copy of the index nor that of the images holds up whoever asks for them.
         """
         if isinstance(index, Tensor):
-            index = index.to(self._images.device)
-        rows = self._images[index]
-        if self.on_device or self.device.type != "cuda":
-            return rows.to(self.device)
-        return rows.pin_memory().to(self.device, non_blocking=True)
+            index = to_device(index, self._images.device)
+        return to_device(self._images[index], self.device)
 
     def normalise(self, rows: Tensor) -> Tensor:
         """Return uint8 images as float32 with mean 0 and standard deviation 1."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condensation.affine import places, rotations, shifts
+from condensation.devices import to_device
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 BRIGHTNESS = 1.0
@@ -60,11 +61,12 @@ class SiameseAugmentation:
         """Apply the draw to images (..., B, ch, h, w), normalised; differentiable by them."""
         shape, images = images.shape, images.flatten(0, -4)
         count, _, height, width = images.shape
-        matrices = self.matrices.to(images).expand(count, -1, -1)
+        matrices = to_device(self.matrices.to(images.dtype), images.device).expand(count, -1, -1)
         moved = sample(images, places(matrices, (height, width)))
 
         def per_image(values: Tensor) -> Tensor:
-            return values.to(images)[:, None, None, None]
+            on_device = to_device(values.to(images.dtype), images.device)
+            return on_device[:, None, None, None]
 
         # Written as differences, so that a factor of 1 changes no bit.
         bright = moved + per_image(self.brightness)
@@ -73,7 +75,7 @@ class SiameseAugmentation:
         mean = saturated.mean((1, 2, 3), keepdim=True)
         coloured = saturated + per_image(self.contrast - 1) * (saturated - mean)
 
-        first = self.cut.to(images.device)
+        first = to_device(self.cut, images.device)
         rows, columns = (
             (torch.arange(side, device=images.device) - first[:, axis, None])
             for axis, side in enumerate((height, width))

@@ -1,0 +1,169 @@
+"""Nothing in an image step makes the host wait for the device: on CUDA its queue would run dry.
+
+Where there is no CUDA device, the step runs on the device `meta`, whose tensors hold no numbers:
+what asks for one fails, and what is copied there is watched on its way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from condensation.augmentation import AUGMENTATIONS
+from condensation.batches import Batches
+from condensation.curvature import CURVATURE_FORMS
+from condensation.datasets import Dataset
+from condensation.distances import DISTANCES
+from condensation.draws import Draws
+from condensation.matching import Curvature, Engine, make_matching_step
+from condensation.randomness import generator
+from condensation.stacked import one_gradient
+from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
+
+META = torch.device("meta")
+FORMS = [None, *CURVATURE_FORMS]
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "Memcpy DtoH")
+"""Events of the profiler in which the host waits, or which come with a wait."""
+NUMBERS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero")
+"""Those in which it takes a number of a tensor, which it may do of its own alone."""
+
+
+class Watch(TorchDispatchMode):
+    """Refuses copies to the device that the host waits for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source = args[0] if func.overloadpacket is torch.ops.aten._to_copy else args[1]
+            from_host = isinstance(source, Tensor) and source.device.type == "cpu"
+            waits = not kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+            if from_host and result.device == META and waits:
+                raise AssertionError("the host waits for a copy to the device")
+        return result
+
+
+Drawn = tuple[Any, ...]
+
+
+def image_step(
+    dataset: Dataset,
+    device: torch.device,
+    form: str | None,
+    norm: str = "instance",
+    compiled: bool = False,
+) -> tuple[Callable[[], Drawn], Callable[[Drawn], object]]:
+    """Return the two halves of an image step: the draws; matching and the images' own step."""
+    draws = Draws(dataset, range(1), AUGMENTATIONS["dsa"], device)
+    network, _ = tiny_network("convnet", norm=norm)
+    curvature = Curvature(CURVATURE_FORMS[form], 0.3, 4) if form else None
+    images = torch.zeros(1, 2 * NUM_CLASSES, *IMAGE_SHAPE, device=device).requires_grad_()
+    optimiser = torch.optim.SGD([images], lr=0.1, momentum=0.5)
+    engine = Engine(compiled, draws.most_real(6), torch.bfloat16 if compiled else None)
+    numbers = iter(range(1000))
+    classes = range(NUM_CLASSES)
+
+    def draw() -> Drawn:
+        number = next(numbers)
+        thetas = draws.thetas(network, number)
+        frozen = draws.frozen(network, thetas[0], 0, number)
+        real = draws.real(0, classes, 6, "real", number)
+        siamese = draws.siamese(0, classes, number)
+        probes = draws.probes(thetas[0], 0, 1, number)
+        return frozen, [real], thetas, [probes], [siamese]
+
+    def match(drawn: Drawn) -> None:
+        step = make_matching_step(
+            [drawn[0]],
+            DISTANCES["squared_euclidean"],
+            curvature,
+            [2] * NUM_CLASSES,
+            engine=engine,
+        )
+        images.grad = step(images.detach(), *drawn[1:]).gradient
+        optimiser.step()
+
+    return draw, match
+
+
+@pytest.mark.parametrize(("form", "norm"), [*((f, "instance") for f in FORMS), (None, "batch")])
+def test_an_image_step_asks_the_device_for_nothing(
+    form: str | None, norm: str, tiny_dataset: Dataset
+) -> None:
+    draw, match = image_step(tiny_dataset, META, form, norm)
+    with Watch():
+        match(draw())
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_a_training_step_asks_the_device_for_nothing(augmentation: str) -> None:
+    network, theta = tiny_network("convnet")
+    stacked = {key: value.to(META)[None] for key, value in theta.items()}
+    images = torch.zeros(7, *IMAGE_SHAPE, dtype=torch.float64, device=META)
+    batches = Batches(
+        [images],
+        [torch.zeros(7, dtype=torch.int64, device=META)],
+        [generator(0, "training")],
+        epochs=2,
+        batch_size=4,
+        augmentation=AUGMENTATIONS[augmentation],
+    )
+    gradient = one_gradient(network)
+    with Watch():
+        for shown, labels in batches.steps():
+            gradient(stacked, shown, labels)
+
+
+def test_what_waits_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="the host waits"), Watch():
+        torch.ones(3).to(META)
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.ones((), device=META).item()
+    cpu = torch.device("cpu")
+    assert waits(lambda: torch.ones(()).item(), cpu, NUMBERS) == {*NUMBERS[:2]}
+    assert waits(lambda: torch.ones(3) + 1, cpu, NUMBERS) == set()
+
+
+def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...]) -> set[str]:
+    """Return which of these events of the profiler there are in a run."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize(device)
+    with profile(activities=activities) as found, record_function("the run"):
+        run()
+    events = found.events()
+    assert events is not None
+    (span,) = {
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.name == "the run" and event.device_type == torch.autograd.DeviceType.CPU
+    }
+    return {
+        event.name
+        for event in events
+        # The profiler itself waits at its end. What the device does may come later than the run.
+        if event.name.startswith(names)
+        and ("Memcpy" in event.name or span[0] <= event.time_range.start <= span[1])
+    }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_on_cuda_the_profiler_sees_no_wait(
+    form: str | None, compiled: bool, tiny_dataset: Dataset
+) -> None:
+    cuda = torch.device("cuda")
+    draw, match = image_step(tiny_dataset, cuda, form, compiled=compiled)
+    for _ in range(3):  # what is built, tuned and recorded at first
+        match(draw())
+    assert waits(draw, cuda, WAITS) == set()
+    drawn = draw()
+    assert waits(lambda: match(drawn), cuda, (*WAITS, *NUMBERS)) == set()
