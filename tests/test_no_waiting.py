@@ -142,7 +142,7 @@ def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...
     (span,) = {
         (event.time_range.start, event.time_range.end)
         for event in events
-        if event.name == "the run" and event.device_type == torch.autograd.DeviceType.CPU
+        if event.name == "the run" and event.device_type.name == "CPU"
     }
     return {
         event.name
