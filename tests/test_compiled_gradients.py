@@ -25,7 +25,9 @@ SEVEN = torch.arange(7) % NUM_CLASSES
 BFLOAT16_ERROR = 2**-5
 """Relative, of a gradient: eight bits of each operand, through a few layers."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:TensorFloat32"
+)
 
 
 @pytest.fixture
@@ -94,13 +96,18 @@ FORMS = [None, *CURVATURE_FORMS]
 
 
 def matched(
-    form: str | None, engine: Engine, dtype: torch.dtype, layers: int | None = None
+    form: str | None,
+    engine: Engine,
+    dtype: torch.dtype = torch.float64,
+    layers: int | None = None,
+    device: str = "cpu",
+    step: int = 0,
 ) -> list[Matched]:
     """Three classes of two synthetic images, and of 5, 5 and 3 real ones."""
     network, theta = tiny_network("mlp")
-    theta = {key: value.to(dtype) for key, value in theta.items()}
-    synthetic = random_images(NUM_CLASSES, 2, stream="synthetic").to(dtype)
-    real = [*random_images(NUM_CLASSES, 5, stream="real").to(dtype)]
+    theta = {key: (1 + step / 10) * value.to(device, dtype) for key, value in theta.items()}
+    synthetic = random_images(NUM_CLASSES, 2, stream=f"synthetic {step}").to(device, dtype)
+    real = [*random_images(NUM_CLASSES, 5, stream=f"real {step}").to(device, dtype)]
     real[2] = real[2][:3]
     second = Curvature(CURVATURE_FORMS[form], 0.3, 4, layers) if form else None
     return match_classes(
@@ -131,9 +138,9 @@ def test_the_compiled_step_equals_the_eager_one(
     form: str | None, layers: int | None, backend: str
 ) -> None:
     """Two graphs: one for the real sides of all classes, one for the synthetic side of all."""
-    found = matched(form, Engine(compiled=True), torch.float64, layers)
+    found = matched(form, Engine(compiled=True), layers=layers)
     assert graphs() == (2 if layers is None else 3)
-    for ours, expected in zip(found, matched(form, Engine(), torch.float64, layers), strict=True):
+    for ours, expected in zip(found, matched(form, Engine(), layers=layers), strict=True):
         for got, wanted in zip(ours, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
 
@@ -148,13 +155,13 @@ def test_a_step_with_the_real_gradient_in_bfloat16(form: str | None) -> None:
         assert 1e-5 < change < 2 * BFLOAT16_ERROR
 
 
-def trained(compiled: bool, batch_size: int) -> Theta:
+def trained(compiled: bool, batch_size: int, device: str = "cpu") -> Theta:
     network, theta = tiny_network("mlp")
     return train(
-        theta,
+        {key: value.to(device) for key, value in theta.items()},
         network,
-        random_images(7, stream="synthetic"),
-        SEVEN,
+        random_images(7, stream="synthetic").to(device),
+        SEVEN.to(device),
         epochs=3,
         batch_size=batch_size,
         learning_rate=0.1,
@@ -175,3 +182,42 @@ def test_compiled_training_equals_the_eager_one_and_is_compiled_once(
     assert graphs() == 1
     for key, value in trained(False, batch_size).items():
         torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-13)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", COMPILED_NETWORKS)
+def test_on_cuda_a_graph_takes_what_it_is_given_each_time(name: str, precision: str) -> None:
+    """CUDA graphs replay on memory of their own: new numbers have to get there, and out."""
+    network, theta = tiny_network(name)
+    autocast = PRECISIONS[precision]
+    dtype = torch.float64 if autocast is None else torch.float32
+    for step, number in enumerate((7, 2, 7, 7)):
+        at = {key: (1 + step / 10) * value.to("cuda", dtype) for key, value in theta.items()}
+        images = random_images(number, stream=f"batch {step}").to("cuda", dtype)
+        arguments = (at, network, images, SEVEN[:number].cuda(), 3)
+        found = constant_loss_gradient(*arguments, compiled=True, autocast=autocast)
+        expected = constant_loss_gradient(*arguments, autocast=autocast)
+        assert distance_between(found, expected) < (1e-10 if autocast is None else BFLOAT16_ERROR)
+
+
+@needs_cuda
+@pytest.mark.parametrize("form", FORMS)
+def test_on_cuda_the_compiled_step_equals_the_eager_one(form: str | None) -> None:
+    for step in range(4):
+        found = matched(form, Engine(True, 5), device="cuda", step=step)
+        wanted_of_classes = matched(form, Engine(), device="cuda", step=step)
+        for ours, expected in zip(found, wanted_of_classes, strict=True):
+            for got, wanted in zip(ours, expected, strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
+
+
+@needs_cuda
+@pytest.mark.parametrize("batch_size", [4, 256])
+def test_on_cuda_compiled_training_equals_the_eager_one(batch_size: int) -> None:
+    expected = trained(False, batch_size, "cuda")
+    for key, value in trained(True, batch_size, "cuda").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-10, atol=1e-13)

@@ -154,7 +154,9 @@ def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:TensorFloat32"
+)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_on_cuda_the_profiler_sees_no_wait(
