@@ -5,6 +5,9 @@ import json
 import mmap
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,12 +15,12 @@ import torch
 from torch import nn
 
 from benchmarks import benchmark, cases
-from benchmarks.cases import ALL, GROWTH, KINDS, LADDER, Case, grown
+from benchmarks.cases import ALL, CUDA_LADDER, GROWTH, KINDS, LADDER, Case, grown
 from benchmarks.figures import growth, measured
 from benchmarks.measure import Effort, Peak, Record, interleave, rates, spread, work
 from benchmarks.tables import show
 from benchmarks.worker import serve
-from condensation import matching
+from condensation import derivatives, matching, stacked_classes
 
 CPU = torch.device("cpu")
 TINY = Case(classes=2, real=3, size=16, network="convnet-4-2")
@@ -30,6 +33,8 @@ def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "set_determinism", lambda: None)
     monkeypatch.setattr(cases, "choose_kernels", lambda *_: "")
     monkeypatch.setattr(matching, "REAL_BLOCK", dict(matching.REAL_BLOCK))
+    transform = stacked_classes.compiled_transform
+    monkeypatch.setattr(stacked_classes, "compiled_transform", transform)
 
 
 def ask(case: Case, side: str, *requests: str) -> list[object]:
@@ -50,7 +55,7 @@ def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
     assert isinstance(amount, dict) and amount["flop"] > 0 and amount["bytes"] > amount["flop"] / 99
 
 
-@pytest.mark.parametrize("kind", ["iteration", "evaluation", "ladder"])
+@pytest.mark.parametrize("kind", ["iteration", "evaluation", "ladder", "determinism"])
 def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "default_loops", lambda ipc: (2, 1))
     monkeypatch.setattr(cases, "NETWORKS", 2)
@@ -61,6 +66,57 @@ def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatc
         (seconds,) = ask(case, side, "run")
         assert isinstance(seconds, float) and seconds > 0
     assert KINDS["processes"].sides(CPU)[0] == "1 process"
+
+
+@pytest.mark.parametrize("side", CUDA_LADDER[1:])
+def test_the_ladder_on_cuda_is_put_together_as_it_says(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device `meta`: all is the same but the compilation, and `autocast` is not for it."""
+    compiled: list[str] = []
+
+    def watch(name: str, module: ModuleType) -> None:
+        make = getattr(module, name)
+
+        def counted(*arguments: Any) -> Any:
+            compiled.append(name)
+            return make(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+
+    watch("compiled_gradient", derivatives)
+    watch("compiled_transform", stacked_classes)
+    autocast = MagicMock()
+    monkeypatch.setattr(torch, "autocast", autocast)
+    with torch.compiler.set_stance("force_eager"):
+        cases.cuda_ladder(TINY, torch.device("meta"), side)()
+    rung = CUDA_LADDER.index(side)
+    expected = {"compiled_gradient": rung >= 2, "compiled_transform": rung >= 3}
+    assert {*compiled} == {name for name, is_there in expected.items() if is_there}
+    assert autocast.called == (rung == 4)
+
+
+def test_the_side_that_is_not_deterministic_leaves_the_process_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[bool] = []
+    monkeypatch.setattr(cases, "set_determinism", lambda: said.append(True))
+    for side in cases.DETERMINISM:
+        cases.determinism(TINY, CPU, side)()
+    assert said == [True]
+
+
+def test_what_is_for_another_device_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "ALL", (Case(kind="ladder on CUDA"),))
+    monkeypatch.setattr(benchmark, "ceilings", lambda *_: written()["ceilings"])
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu"])
+    benchmark.main()
+    (path,) = tmp_path.glob("*.json")
+    assert [*json.loads(path.read_text())["cases"].values()] == [None]
+    assert capsys.readouterr().out.count("not measured") == 1
 
 
 def test_work_is_that_of_products_and_operands() -> None:

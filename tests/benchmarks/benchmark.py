@@ -137,7 +137,7 @@ def main() -> None:
     written = {"machine": about, "ceilings": {**ceilings(device, EFFORT), **stamp}, "cases": cases}
     for case in ALL:
         chosen = re.search(given.only, case.name) and (given.again or cases[case.name] is None)
-        if not chosen or time.monotonic() > end:
+        if not chosen or not KINDS[case.kind].sides(device) or time.monotonic() > end:
             continue
         print(f"{case.name} ...", file=sys.stderr, flush=True)
         try:

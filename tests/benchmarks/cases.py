@@ -6,6 +6,7 @@ their values.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from itertools import islice, product
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import reference
 from benchmarks.measure import Run
 from benchmarks.processes import numbers_of_processes, run_of_processes
-from condensation import matching
+from condensation import matching, stacked_classes
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import apply_augmentation, crop_scale_rotate
 from condensation.compilation import choose_kernels
@@ -25,6 +26,7 @@ from condensation.distances import DISTANCES
 from condensation.loops import default_loops
 from condensation.matching import EAGER, Curvature, Engine, draw_probes, make_matching_step
 from condensation.networks import Theta, build_network, init_theta
+from condensation.precisions import PRECISIONS
 from condensation.randomness import generator, set_determinism
 from condensation.stacked import arrange
 from condensation.training import predict, train, train_together
@@ -140,10 +142,11 @@ def _images(sets: int, number: int, size: int, device: torch.device) -> Tensor:
     return torch.randn(sets, number, 1, size, size, generator=draw).to(device)
 
 
-def set_up_engine(inputs: Inputs, device: torch.device) -> None:
+def set_up_engine(inputs: Inputs, device: torch.device, deterministic: bool = True) -> None:
     """Do what the stages do at their start, to the process and for this network."""
     keep_freed_memory()
-    set_determinism()
+    if deterministic:
+        set_determinism()
     choose_kernels("on", inputs.network, device, 0)
 
 
@@ -156,13 +159,15 @@ def step(case: Case, device: torch.device, side: str) -> Run:
     return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
 
 
-def _engine(inputs: Inputs, device: torch.device, function: Callable[[], Any]) -> Run:
+def _engine(
+    inputs: Inputs, device: torch.device, function: Callable[[], Any], deterministic: bool = True
+) -> Run:
     # The first run sets the process up: what that takes is of the first call.
     ready: list[bool] = []
 
     def run() -> None:
         if not ready:
-            set_up_engine(inputs, device)
+            set_up_engine(inputs, device, deterministic)
             ready.append(True)
         function()
 
@@ -278,6 +283,35 @@ def ladder(case: Case, device: torch.device, side: str) -> Run:
     return lambda: _nothing(inputs.step(inputs.thetas))
 
 
+CUDA_LADDER = (
+    *("reference", "one transform of all classes", "+ real side compiled"),
+    *("+ synthetic side compiled", "+ real side in bfloat16"),
+)
+"""The same on CUDA; the stage does all but the last, which is asked for (`real_precision`)."""
+
+
+def cuda_ladder(case: Case, device: torch.device, side: str) -> Run:
+    """The image step with what `CUDA_LADDER` lists, down to the named one."""
+    rung = CUDA_LADDER.index(side)
+    if rung == 0:
+        return step(case, device, "reference")
+    if rung == 2:
+        stacked_classes.compiled_transform = cache(stacked_classes.stacked_transform)
+    lower = PRECISIONS["bfloat16"] if rung == 4 else None
+    inputs = Inputs(case, device, Engine(compiled=rung >= 2, autocast=lower))
+    return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
+
+
+DETERMINISM = ("deterministic", "not deterministic")
+
+
+def determinism(case: Case, device: torch.device, side: str) -> Run:
+    """The engine's image step by deterministic algorithms alone, as in the stages, and by any."""
+    inputs = Inputs(case, device, Engine(compiled=device.type == "cuda"))
+    function = partial(inputs.step, inputs.thetas)
+    return _engine(inputs, device, function, deterministic=side == DETERMINISM[0])
+
+
 def processes(case: Case, device: torch.device, side: str) -> Run:
     """An iteration of the stage `condense` in several processes."""
     return run_of_processes(case.classes, case.real, int(side.split()[0]), device)
@@ -288,7 +322,7 @@ def _nothing(_: object) -> None:
 
 
 class Kind(NamedTuple):
-    """A kind of case: its sides, given the device, and what runs one of them."""
+    """A kind of case: its sides, given the device (none: not there), and what runs one of them."""
 
     sides: Callable[[torch.device], tuple[str, ...]]
     make: Callable[[Case, torch.device, str], Run]
@@ -302,7 +336,11 @@ KINDS: dict[str, Kind] = {
     "step": Kind(_two, step),
     "iteration": Kind(_two, iteration),
     "evaluation": Kind(_two, evaluation),
-    "ladder": Kind(lambda device: LADDER, ladder),
+    "ladder": Kind(lambda device: LADDER if device.type == "cpu" else (), ladder),
+    "ladder on CUDA": Kind(
+        lambda device: CUDA_LADDER if device.type == "cuda" else (), cuda_ladder
+    ),
+    "determinism": Kind(lambda device: DETERMINISM, determinism),
     "processes": Kind(numbers_of_processes, processes),
 }
 
@@ -327,6 +365,8 @@ def _in_order() -> Iterator[Case]:
     yield Case(ipc=1, real=256)
     yield Case(ipc=10, real=256)
     yield Case(kind="ladder")
+    yield Case(kind="ladder on CUDA", real=256)
+    yield Case(kind="determinism")
     yield Case(kind="processes")
     for ipc, network in product((1, 10), EPOCHS):
         yield Case(kind="evaluation", ipc=ipc, network=network)
