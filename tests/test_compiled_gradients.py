@@ -30,16 +30,21 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> None:
+    """PyTorch keeps no more than eight graphs of `torch.func.grad`, whatever it is of."""
+    torch.compiler.reset()
+    counters.clear()
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Compile by this one, and count from here on."""
+    """Compile by this one."""
     name: str = request.param
     for module in (derivatives, stacked):
         monkeypatch.setattr(module, "compiled_gradient", partial(compiled_gradient, backend=name))
     transform = partial(stacked_classes.compiled_transform, backend=name)
     monkeypatch.setattr(stacked_classes, "compiled_transform", transform)
-    torch.compiler.reset()
-    counters.clear()
     return name
 
 

@@ -162,6 +162,7 @@ def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...
 def test_on_cuda_the_profiler_sees_no_wait(
     form: str | None, compiled: bool, tiny_dataset: Dataset
 ) -> None:
+    torch.compiler.reset()
     cuda = torch.device("cuda")
     draw, match = image_step(tiny_dataset, cuda, form, compiled=compiled)
     for _ in range(3):  # what is built, tuned and recorded at first

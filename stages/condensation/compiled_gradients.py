@@ -31,7 +31,7 @@ def sum_gradient(module: nn.Module, autocast: torch.dtype | None = None) -> SumG
 
     Args:
         module: The network's architecture, without batch norms: an image counts by itself.
-        autocast: What the forward pass is lowered to, if to anything.
+        autocast: What convolutions and products are lowered to (`lowered`), if to anything.
     """
 
     def call(theta: Theta, images: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ def constant_loss_gradient(
         block_size: Images that go through the network at once.
         compiled: Whether each block goes by one compiled graph, filled up to its size; for a
             network without batch norms.
-        autocast: What the forward pass is lowered to, if to anything; not the gradient, nor the
-            sum over the blocks.
+        autocast: What convolutions and products are lowered to (`lowered`), if to anything; what
+            they give for each block is added up as precise as theta.
     """
     # The fused operators have float32 and float64 alone.
     function = network.first_order if autocast is None else lowered(network, autocast)

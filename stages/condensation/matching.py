@@ -71,8 +71,8 @@ class Engine:
             `torch.compile`; not on the CPU, where classes go side by side.
         real_block: Real images of a class that go through the network at once, and that a compiled
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
-        autocast: What the forward pass of g_T is lowered to, if to anything. Everything else is as
-            precise as the images: what curvature takes, and all of the synthetic side.
+        autocast: What the convolutions and products for g_T are lowered to, if to anything. All
+            else is as precise as the images: what curvature takes, and the synthetic side.
     """
 
     compiled: bool = False

@@ -12,8 +12,8 @@ from condensation.networks import NetworkFunction, Theta
 def lowered(network: NetworkFunction, dtype: torch.dtype | None) -> NetworkFunction:
     """Return the network with its convolutions and products in a lower precision.
 
-    By `torch.autocast`: parameters, images, logits and so every gradient keep their own type. It
-    takes float32 alone for too precise; the products of a network in float64 stay as they are.
+    By `torch.autocast`. Their derivatives are calculated in it, too; parameters, images, logits and
+    gradients keep their own type. Only what is float32 is lowered: float64 stays as it is.
 
     Args:
         network: `(theta, images (B, ch, h, w)) -> logits (B, C)`.
