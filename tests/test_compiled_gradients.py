@@ -1,13 +1,17 @@
 """Gradients by `torch.compile` and in bfloat16: the same, as one graph for one shape."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from condensation import derivatives, stacked, stacked_classes
-from condensation.compiled_gradients import compiled_gradient
+from condensation.compiled_gradients import compiled_gradient, sum_gradient
 from condensation.curvature import CURVATURE_FORMS
 from condensation.derivatives import constant_loss_gradient
 from condensation.distances import DISTANCES
@@ -15,8 +19,9 @@ from condensation.matching import Curvature, Engine, Matched, draw_probes, match
 from condensation.networks import Theta
 from condensation.precisions import PRECISIONS
 from condensation.randomness import generator
+from condensation.stacked_classes import ClassInputs
 from condensation.training import train
-from conftest import NUM_CLASSES, random_images, tiny_network
+from conftest import IMAGE_SHAPE, NUM_CLASSES, random_images, tiny_network
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 """The fast one is traced as the other is, without a break, but not compiled further."""
@@ -98,6 +103,49 @@ def test_bfloat16_rounds_the_forward_pass_and_nothing_else(name: str) -> None:
 
 
 FORMS = [None, *CURVATURE_FORMS]
+META = torch.device("meta")
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses operators that take or make a tensor elsewhere than on the device `meta`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            assert not isinstance(value, Tensor) or value.device == META, func
+        return result
+
+
+@pytest.mark.parametrize(
+    ("form", "distance"),
+    [*((form, "squared_euclidean") for form in CURVATURE_FORMS), *((None, d) for d in DISTANCES)],
+)
+@pytest.mark.parametrize("name", ["mlp", "convnet", "lenet"])
+def test_what_is_compiled_has_every_tensor_on_the_device(
+    name: str, form: str | None, distance: str
+) -> None:
+    """PyTorch makes no CUDA graph of what has a tensor of the host's, and says nothing of it."""
+    network, theta = tiny_network(name)
+    theta = {key: value.to(META) for key, value in theta.items()}
+    images = torch.zeros(NUM_CLASSES, 2, *IMAGE_SHAPE, dtype=torch.float64, device=META)
+    labels = torch.zeros(NUM_CLASSES, 2, dtype=torch.int64, device=META)
+    several = {key: value.expand(NUM_CLASSES, *value.shape).clone() for key, value in theta.items()}
+    constants = {None: [], "lookahead": [several] * 2}.get(form, [several])
+    second, names = (CURVATURE_FORMS[form], tuple(theta)) if form else (None, ())
+    transform = stacked_classes.stacked_transform(
+        network.module, DISTANCES[distance], second, names
+    )
+    factor = torch.zeros((), dtype=torch.float64, device=META)
+    with OnDevice():
+        sum_gradient(network.module)(theta, {}, images[0], labels[0], factor)
+        transform(theta, {}, ClassInputs(images, labels, several, [several], constants))
+
+
+def test_a_tensor_of_the_host_is_noticed() -> None:
+    on_device, on_host = torch.ones(3, device=META), torch.ones(())
+    with pytest.raises(AssertionError, match="mul"), OnDevice():
+        on_device * on_host
 
 
 def matched(

@@ -135,4 +135,5 @@ def weigh_gap(synthetic: SyntheticSide, distance: Distance, weighed: Constants) 
         name: synthetic.real_gradient[name] - value for name, value in synthetic.gradient.items()
     }
     aligned = inner_product(gap, product)
-    return 2 * aligned - aligned.detach()
+    # A sum: under `vmap` the factor 2 would be a tensor of the host's, and CUDA graphs take none.
+    return aligned + aligned - aligned.detach()
