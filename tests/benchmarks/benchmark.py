@@ -77,6 +77,12 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
+def result_file(about: Record, prefix: str = "") -> Path:
+    """Return the file of the figures of a machine."""
+    name = re.sub("[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    return RESULTS / f"{prefix}{name}.json"
+
+
 def measure(case: Case, device: torch.device, seconds: float) -> Record:
     """Measure one case within so many seconds.
 
@@ -130,7 +136,7 @@ def main() -> None:
     device = choose_device(given.device)
     end = time.monotonic() + given.time_budget
     about = machine(device)
-    path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', about['device'].lower()).strip('-')}.json"
+    path = result_file(about)
     found = json.loads(path.read_text())["cases"] if path.exists() else {}
     cases: dict[str, Record | None] = {case.name: found.get(case.name) for case in ALL}
     stamp = {"date": f"{datetime.date.today()}", "commit": commit()}

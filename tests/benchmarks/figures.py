@@ -1,16 +1,19 @@
-"""Draw how time and memory grow, from `results/benchmarks/*.json` into PNG files beside them.
+"""Draw what was measured, from `results/benchmarks/*.json` into PNG files beside them.
 
-A figure for each file: seconds of a step and peak memory against the images per class, the classes,
-the real batch, the image size and the number of sets. What is not measured is left out.
+A figure for each file. Of the benchmark: seconds of a step and peak memory against the images per
+class, the classes, the real batch, the image size and the number of sets. Of the accuracies
+(`accuracy-*.json`): their curves. What is not measured is left out.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "stages"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -28,7 +31,7 @@ LABELS = {
     "size": "image size (pixels)",
     "sets": "sets",
 }
-LINES = ("solid", (0, (4, 2)))
+LINES = ("solid", (0, (4, 2)), (0, (1, 1.2)))
 
 
 def growth(written: Record) -> Figure:
@@ -38,12 +41,7 @@ def growth(written: Record) -> Figure:
         axes = figure.subplots(2, len(GROWTH), sharey="row", sharex="col", squeeze=False)
         for column, key in enumerate(GROWTH):
             for number, side in enumerate(("reference", "engine")):
-                look = {
-                    "color": COLOURS[number],
-                    "marker": MARKERS[number],
-                    "linestyle": LINES[number],
-                    "label": side,
-                }
+                look = _look(number, side)
                 _draw_seconds(axes[0, column], written, key, side, look)
                 _draw_memory(axes[1, column], written, key, side, look)
             axes[1, column].set_xlabel(LABELS[key])
@@ -56,14 +54,51 @@ def growth(written: Record) -> Figure:
             axes[row, 0].set_ylabel(label)
         handles = axes[0, 0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper right", ncols=2)
-        figure.suptitle(
-            f"Cost of an image step of order 1; {written['machine']['device']}",
-            x=0.01,
-            ha="left",
-            fontsize=10.5,
-            fontweight="bold",
+        _entitle(figure, f"Cost of an image step of order 1; {written['machine']['device']}")
+    return figure
+
+
+def curves(written: Record) -> Figure:
+    """Return the accuracy of each way against the iterations: means, bands of one sd over seeds."""
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        axes = figure.subplots()
+        number_of_seeds = 0
+        for number, (name, found) in enumerate(written["ways"].items()):
+            if found is None:
+                continue
+            iterations, mean = found["iterations"], np.array(found["mean"])
+            number_of_seeds = found["n"]
+            axes.plot(iterations, mean, **_look(number, name), zorder=3)
+            if None not in found["sd"]:
+                sd, shade = np.array(found["sd"]), COLOURS[number]
+                axes.fill_between(
+                    iterations, mean - sd, mean + sd, color=shade, alpha=0.16, linewidth=0
+                )
+            axes.set_xticks(iterations)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("iterations")
+        axes.set_ylabel("test accuracy (%)")
+        axes.legend(loc="lower right")
+        _entitle(
+            figure,
+            f"Accuracy by the way the images are made; mean ± sd of {number_of_seeds} seeds; "
+            f"{written['machine']['device']}",
         )
     return figure
+
+
+def _look(number: int, label: str) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number],
+        "marker": MARKERS[number],
+        "linestyle": LINES[number],
+        "label": label,
+    }
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
 
 
 def measured(written: Record, key: str, side: str) -> list[tuple[int, Record]]:
@@ -91,7 +126,9 @@ def _draw_memory(axes: Axes, written: Record, key: str, side: str, look: Record)
 def main() -> None:
     """Draw every file."""
     for path in sorted(RESULTS.glob("*.json")):
-        save(growth(json.loads(path.read_text())), path.with_suffix(".png"), DPI)
+        written = json.loads(path.read_text())
+        draw = curves if "ways" in written else growth
+        save(draw(written), path.with_suffix(".png"), DPI)
         print(path.with_suffix(".png").relative_to(RESULTS.parents[1]))
 
 

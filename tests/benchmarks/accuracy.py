@@ -1,0 +1,218 @@
+"""Reference and engine give the same images: accuracy into `results/benchmarks/accuracy-*.json`.
+
+Each of `WAYS` condenses MNIST with the same draws, and the same fresh networks are trained on the
+images that each comes to. The rate of the images, its schedule and the momentum are those of
+params.yaml, the rest is fixed here. A seed is written when it is done; a run goes on with those
+that the file does not have yet. About eight minutes on two CPU cores.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "stages"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from benchmarks.benchmark import ROOT, commit, machine, result_file
+from benchmarks.figures import DPI, curves
+from benchmarks.measure import Record, rounded
+from benchmarks.summaries import summarise
+from benchmarks.tables import show_accuracy
+from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem, has_bfloat16, plain
+from condensation.allocator import keep_freed_memory
+from condensation.checkpoints import Checkpoints
+from condensation.confusion import overall_accuracy
+from condensation.datasets import Dataset, load_scoring, load_training
+from condensation.devices import choose_device
+from condensation.figure_style import save
+from condensation.files import check_writable, write_json
+from condensation.image_sets import ImageSet
+from condensation.params import Params, load_params
+from condensation.protocols import Protocol
+from condensation.randomness import set_determinism
+from evaluate import Task, score
+
+PREPARED = ROOT / "data/prepared"
+SEEDS = (0, 1, 2)
+ITERATIONS = 25
+SCORED = (5, 10, ITERATIONS)
+"""Iterations whose images networks are trained on, beside the initial images."""
+
+COMPARED = (1, ITERATIONS)
+"""Iterations whose images are compared with those of the reference; after the first one also those
+of the reference with what it gives in float64, which is what rounding comes to."""
+
+NETWORKS = 2
+"""Trained on the images of each seed and iteration."""
+
+PROTOCOL = Protocol(epochs=300, augmentation="none")
+
+
+def settings() -> Params:
+    """Return the settings: the committed ones for the descent of the images, the rest fixed."""
+    params = load_params(ROOT / "params.yaml")
+    matching = dataclasses.replace(
+        params.condense,
+        iterations=ITERATIONS,
+        outer=1,
+        inner=1,
+        distance="squared_euclidean",
+        real_per_class=24,
+        augmentation="none",
+    )
+    return dataclasses.replace(
+        params,
+        dataset="mnist",
+        ipc=1,
+        network="convnet",
+        networks={"convnet": {}},  # the published one
+        init="mean",
+        order=1,
+        split="test",
+        compile="on",  # what auto comes to for a long run
+        condense=matching,
+    )
+
+
+def load() -> tuple[Dataset, Dataset]:
+    """Load MNIST: what is learned from, and what is scored on.
+
+    Raises:
+        ValueError: The prepared data are missing, or are others.
+    """
+    try:
+        training, scoring = (read(PREPARED, "test") for read in (load_training, load_scoring))
+    except ValueError as error:
+        raise ValueError(f"{error}: `dvc repro prepare` makes them") from None
+    if training.class_names != tuple("0123456789") or training.image_shape != (1, 28, 28):
+        raise ValueError(
+            f"{PREPARED}: got {training.num_classes} classes, {', '.join(training.class_names)}, "
+            f"and images {training.image_shape}; takes MNIST: `dvc repro prepare` with dataset: "
+            "mnist"
+        )
+    return training, scoring
+
+
+def measure(problem: Problem, scoring: Dataset) -> Record:
+    """Return the accuracies and the differences between the images of one seed, of each way."""
+    device = problem.device
+    compiled, said = problem.choose_engine()
+    images: dict[str, dict[int, Tensor]] = {}
+    for name, way in WAYS.items():
+        if name != BFLOAT16 or has_bfloat16(device):
+            print(f"seed {problem.params.seed}, {name} ...", file=sys.stderr, flush=True)
+            found = enumerate(way(problem, compiled), start=1)
+            images[name] = {i: each for i, each in found if i in (*SCORED, *COMPARED)}
+    at_start = accuracies(problem, {0: problem.initial()}, scoring)
+    exact = next(plain(problem, dtype=torch.float64))
+    ways: dict[str, Record | None] = dict.fromkeys(WAYS)
+    for name, by_iteration in images.items():
+        chosen = {i: by_iteration[i] for i in SCORED}
+        record: Record = {"accuracy": at_start | accuracies(problem, chosen, scoring)}
+        if name == REFERENCE:
+            record["relative_rounding"] = _relative(by_iteration[1].double(), exact)
+        else:
+            record["relative_difference"] = {
+                f"{i}": _relative(by_iteration[i], images[REFERENCE][i]) for i in COMPARED
+            }
+        ways[name] = record
+    return {"engine": said, "ways": ways}
+
+
+def accuracies(
+    problem: Problem, images: dict[int, Tensor], scoring: Dataset
+) -> dict[str, list[float]]:
+    """Train fresh networks, the same for all images of a seed, and score them.
+
+    Args:
+        problem: Of which network and seed.
+        images: Iteration -> (N, ch, h, w).
+        scoring: What is scored on.
+
+    Returns:
+        Iteration -> the percentage of images that each network gives their own label.
+    """
+    params, data = problem.params, problem.dataset
+    labels = torch.arange(data.num_classes).repeat_interleave(torch.tensor(problem.counts))
+    sets = {
+        i: [ImageSet(each.cpu(), labels, data.mean, data.std, data.class_names)]
+        for i, each in images.items()
+    }
+    tasks = [Task(i, 0, number) for i in images for number in range(NETWORKS)]
+    nothing_kept = Checkpoints("accuracy", "", keep=False)
+    with contextlib.redirect_stdout(sys.stderr):
+        confusions = score(
+            params, PROTOCOL, params.network, tasks, sets, scoring, problem.device, nothing_kept
+        )
+    scores = [overall_accuracy(confusion) for confusion in confusions]
+    return {
+        f"{i}": [rounded(value) for task, value in zip(tasks, scores, strict=True) if task[0] == i]
+        for i in images
+    }
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return rounded(((ours - theirs).abs().max() / theirs.abs().max()).item())
+
+
+def described(params: Params) -> Record:
+    """Return the settings that the figures are of, for the file."""
+    condense = params.condense
+    return {
+        **{key: getattr(params, key) for key in ("dataset", "network", "ipc", "init", "order")},
+        **{
+            key: getattr(condense, key)
+            for key in (
+                *("iterations", "distance", "real_per_class", "image_learning_rate"),
+                *("image_schedule", "image_momentum"),
+            )
+        },
+        "evaluation": {"networks": NETWORKS, **dataclasses.asdict(PROTOCOL)},
+    }
+
+
+def main() -> None:
+    """Measure, write, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--again", action="store_true", help="measure again what the file has")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    given = parser.parse_args()
+    device = choose_device(given.device)
+    keep_freed_memory()
+    set_determinism()
+    params, about = settings(), machine(device)
+    path = result_file(about, "accuracy-")
+    check_writable(path)
+    written = json.loads(path.read_text()) if path.exists() else {}
+    # Figures of other settings are none of these.
+    seeds: Record = written["seeds"] if written.get("settings") == described(params) else {}
+    left = [seed for seed in SEEDS if given.again or f"{seed}" not in seeds]
+    training, scoring = load() if left else (None, None)
+    for seed in left:
+        assert training is not None and scoring is not None
+        problem = Problem(dataclasses.replace(params, seed=seed), training, device)
+        stamp = {"date": f"{datetime.date.today()}", "commit": commit()}
+        seeds[f"{seed}"] = measure(problem, scoring) | stamp
+        written = {
+            "machine": about,
+            "settings": described(params),
+            "ways": summarise(seeds),
+            "seeds": seeds,
+        }
+        write_json(path, written)
+    print(show_accuracy(written))
+    save(curves(written), path.with_suffix(".png"), DPI)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as problem:
+        sys.exit(f"accuracy: {problem}")

@@ -1,0 +1,157 @@
+"""Ways to condense a set of images: the plain loop of `tests/reference.py`, and the engine.
+
+All have the same draws, which is the only thing that the plain loop shares with the engine: fresh
+parameters in each iteration, and a batch of real images. One image step for each network.
+
+Shapes: C = classes, N = synthetic images, class after class, image = (ch, h, w).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import reference
+from condensation.blocks import deal
+from condensation.compilation import choose_kernels, choose_transform
+from condensation.datasets import Dataset
+from condensation.draws import Draws
+from condensation.features import pixels
+from condensation.initialisers import INITIALISERS
+from condensation.networks import Network, build_network
+from condensation.params import Params
+from condensation.randomness import generator
+from condensation.training import SCHEDULES
+from condense import make_match
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is condensed, and where.
+
+    Attributes:
+        params: The settings; of one set, with one image step for each network and of order 1.
+        dataset: The real images that are learned from.
+        device: Where.
+    """
+
+    params: Params
+    dataset: Dataset
+    device: torch.device
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of synthetic images of each class."""
+        assert isinstance(self.params.ipc, int)
+        return (self.params.ipc,) * self.dataset.num_classes
+
+    def initial(self) -> Tensor:
+        """Return the images before condensation, (N, ch, h, w), as the stage draws them."""
+        draw = generator(self.params.seed, "initialize", self.params.init)
+        images = INITIALISERS[self.params.init](self.dataset, self.counts, draw, pixels)
+        return images.to(self.device)
+
+    def network(self) -> Network:
+        """Return the network that gradients are matched on."""
+        name = self.params.network
+        shape, classes = self.dataset.image_shape, self.dataset.num_classes
+        return build_network(name, shape, classes, self.params.networks[name])
+
+    def draws(self) -> Draws:
+        """Return what is drawn, by its names."""
+        seeds = range(self.params.seed, self.params.seed + 1)
+        return Draws(self.dataset, seeds, None, self.device)
+
+    def choose_engine(self) -> tuple[bool, str]:
+        """Set the engine up as the stage does.
+
+        Returns:
+            Whether image steps are compiled graphs; and what was chosen, in a line.
+        """
+        settings, network = self.params.condense, self.network()
+        steps = settings.iterations
+        compiled, said = choose_transform(self.params.compile, network, self.device, steps)
+        seen = steps * self.dataset.num_classes * settings.real_per_class
+        return compiled, said or choose_kernels(self.params.compile, network, self.device, seen)
+
+
+def plain(
+    problem: Problem, compiled: bool = False, *, dtype: torch.dtype | None = None
+) -> Iterator[Tensor]:
+    """Yield the images after each iteration: the reference, and SGD on them.
+
+    Args:
+        problem: What is condensed.
+        compiled: Nothing is.
+        dtype: What all is calculated in; None: as it is drawn.
+    """
+    params, settings = problem.params, problem.params.condense
+    network, draws, images = problem.network(), problem.draws(), problem.initial()
+    images = images.to(dtype or images.dtype)
+    module = copy.deepcopy(network.module)
+    optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
+    classes = range(problem.dataset.num_classes)
+    for iteration in range(1, settings.iterations + 1):
+        (theta,) = draws.thetas(network, iteration)
+        theta = {name: value.to(images.dtype) for name, value in theta.items()}
+        module.load_state_dict(theta, assign=True)
+        batches = draws.real(0, classes, settings.real_per_class, "real", iteration, 0)
+        real, by_class = [batch.to(images.dtype) for batch in batches], images.split(params.ipc)
+        images.grad, _ = reference.matching_step(module, by_class, real, settings.distance)
+        optimiser.param_groups[0]["lr"] = _rate(params, iteration)
+        optimiser.step()
+        yield images.clone()
+
+
+def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Iterator[Tensor]:
+    """Yield the images after each iteration, by the image step of the stage `condense`.
+
+    Args:
+        problem: What is condensed.
+        compiled: Of `Problem.choose_engine`.
+        precision: A key of `PRECISIONS`, of the gradients on real images.
+    """
+    settings = replace(problem.params.condense, real_precision=precision)
+    params = replace(problem.params, condense=settings)
+    network, draws, images = problem.network(), problem.draws(), problem.initial()[None]
+    blocks = deal(1, problem.dataset.num_classes, 1)[0]
+    match = make_match(params, network, problem.counts, draws, blocks, compiled)
+    optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
+    for iteration in range(1, settings.iterations + 1):
+        images.grad = match(images, draws.thetas(network, iteration), iteration, 0).gradient
+        optimiser.param_groups[0]["lr"] = _rate(params, iteration)
+        optimiser.step()
+        yield images[0].clone()
+
+
+def _rate(params: Params, iteration: int) -> float:
+    settings = params.condense
+    factor = SCHEDULES[settings.image_schedule]((iteration - 1) / settings.iterations)
+    return settings.image_learning_rate * factor
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device calculates in bfloat16 itself; of a CPU, if Linux tells."""
+    if device.type == "cuda":
+        supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return supported
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+Way = Callable[[Problem, bool], Iterator[Tensor]]
+"""`(problem, whether image steps are compiled)` -> the images (N, ch, h, w) of each iteration."""
+
+REFERENCE, BFLOAT16 = "reference", "engine, real gradient in bfloat16"
+
+WAYS: dict[str, Way] = {
+    REFERENCE: plain,
+    "engine": partial(engine, precision="float32"),
+    BFLOAT16: partial(engine, precision="bfloat16"),
+}
