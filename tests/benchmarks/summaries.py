@@ -13,7 +13,7 @@ from benchmarks.ways import REFERENCE, WAYS
 from condensation.study_statistics import differences
 
 
-def summarise(seeds: Record) -> dict[str, Record | None]:
+def summarise(seeds: Record) -> Record:
     """Return the figures of each way, a list for each iteration; None where it is not measured.
 
     Args:
