@@ -59,7 +59,7 @@ def main() -> None:
         save(figure, folder / f"figures/{name}.png", DPI)
     blocks = study_blocks(study, cells, accuracies, compared, times)
     write_bytes(folder / "tables.md", to_markdown(study.title, blocks, folder).encode())
-    write_json(folder / "metrics.json", {folder.name: metrics(accuracies)})
+    write_json(folder / "metrics.json", {folder.name: metrics(cells, accuracies)})
     print(f"summarize: {folder.name}: {len(cells)} of {len(study.arms)} arms")
 
 
@@ -75,13 +75,14 @@ def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, F
     if accuracies["iteration"].nunique() > 1:
         drawn["accuracy"] = accuracy_curves(facets, "iteration")
         drawn["seconds"] = accuracy_curves(facets, "seconds")
-        first_networks = {study.panels[panel]: facet for panel, facet in _by_panel(accuracies)}
-        drawn["loss"] = losses(first_networks)
-    for panel in study.panels:
+    of_losses = {}
+    for panel, title in study.panels.items():
         arms = [arm for arm in study.of_panel(panel) if arm.key in cells]
         if arms:
+            of_losses[title] = {arm.label: cells[arm.key].loss for arm in arms}
             images = {arm.label: cells[arm.key].images for arm in arms}
             drawn[f"images-{panel}"] = arms_images(images, ("start", "half way", "end"))
+    drawn["loss"] = losses(of_losses)
     curvature = {
         study.panels[panel]: {
             arm.label: cells[arm.key].curvature
@@ -97,17 +98,8 @@ def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, F
     return drawn
 
 
-def _by_panel(accuracies: pd.DataFrame) -> list[tuple[str, dict[str, pd.DataFrame]]]:
-    # The loss is one for all networks that were trained: the rows of the first.
-    panels = []
-    for panel, rows in accuracies.groupby("panel", sort=False):
-        first = rows[rows["network"] == rows["network"].iloc[0]]
-        panels.append((str(panel), {str(k): v for k, v in first.groupby("label", sort=False)}))
-    return panels
-
-
-def metrics(accuracies: pd.DataFrame) -> dict[str, Any]:
-    """Return the final accuracy of each arm and network, with its interval and n."""
+def metrics(cells: Cells, accuracies: pd.DataFrame) -> dict[str, Any]:
+    """Return the final accuracy of each arm and network, with its interval, n and protocol."""
     found: dict[str, Any] = {}
     for (arm, network), rows in accuracies.groupby(["arm", "network"], sort=False):
         last = rows.iloc[-1]
@@ -117,6 +109,7 @@ def metrics(accuracies: pd.DataFrame) -> dict[str, Any]:
             "half_width": None if math.isnan(width) else round(width, 2),
             "n": int(last["networks"]),
             "sets": int(last["sets"]),
+            "protocol": cells[str(arm)].record["protocols"][network],
         }
     return found
 

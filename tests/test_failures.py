@@ -17,9 +17,13 @@ import pytest
 import torch
 
 from condensation.artefacts import read_synthetic_set, write_synthetic_set
+from condensation.distances import DISTANCES
 from condensation.documents import Picture, to_html
 from condensation.files import check_writable, together, write_at_once, write_bytes
-from condensation.health import EXPLODED, Watch, all_finite, not_finite, without_gradient
+from condensation.health import EXPLODED, FAR, Watch, all_finite, not_finite, without_gradient
+from condensation.matching import match_class
+from condensation.networks import build_network, init_theta
+from condensation.randomness import generator
 from render import read_table
 from workspace import make_workspace, outputs, run_here, run_stage
 
@@ -74,6 +78,35 @@ def test_a_zero_gradient_is_warned_of_once_with_its_reason() -> None:
     assert look(4) == []
 
 
+def test_pixels_far_away_are_warned_of_once() -> None:
+    watch, loss, images = Watch(NAMES, COUNTS, None), torch.ones(1, 2), IMAGES.clone()
+    images[0, 2, 0, 0, 0] = -FAR  # the second image of b
+    assert watch.look(1, loss, NONE_ZERO, images) == []
+    images[0, 2, 0, 0, 0] = -2 * FAR
+    (line,) = watch.look(2, loss, NONE_ZERO, images)
+    assert line.startswith("pixels are beyond 1000 (normalised) at iteration 2 for the classes b;")
+    assert watch.look(3, loss, NONE_ZERO, images) == []
+
+
+@pytest.mark.parametrize("pixel", [0.0, -0.42])
+def test_an_instance_norm_has_nothing_to_normalise_in_zeros(pixel: float) -> None:
+    """Every channel is constant but for rounding: no gradient, or one that explodes."""
+    network = build_network("convnet", (1, 28, 28), 2)
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    real = torch.randn(4, 1, 28, 28, generator=generator(0, "real"))
+    lengths = [
+        match_class(
+            theta, network, images, real, 0, DISTANCES["squared_euclidean"], None, []
+        ).gradient.norm()
+        for images in (torch.full((1, 1, 28, 28), pixel), real[:1])
+    ]
+    ratio = float(lengths[0] / lengths[1])
+    if pixel == 0:
+        assert ratio == 0 or ratio > 1e4
+    else:  # black: its border differs from what the convolution puts around it
+        assert 0.01 < ratio < 100
+
+
 def test_a_diverging_condensation_stops_and_keeps_its_last_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +137,8 @@ def test_a_zero_gradient_is_said_by_the_stage(
     initial.images[2:4] = 1e6
     write_synthetic_set(path, initial)
     run_here(folder, "condense", monkeypatch)
-    compiled, line = capsys.readouterr().err.splitlines()
+    compiled, far, line = capsys.readouterr().err.splitlines()
+    assert far.startswith("condense: pixels are beyond 1000 (normalised) at iteration 1 for")
     assert compiled.startswith("condense: compile: ")
     assert line.startswith(
         "condense: the image gradient is zero at iteration 1 for the classes one"

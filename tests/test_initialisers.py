@@ -17,10 +17,10 @@ from condensation.randomness import generator
 from condensation.sharpening import sharpen
 
 CONSTANTS = {"black": 0.0, "grey": 0.5, "white": 1.0}
-ANY_NUMBER = ("noise", *CONSTANTS)
+ANY_NUMBER = ("noise", "zeros", *CONSTANTS)
 """Those that take nothing from the images, and so give any number of them."""
 
-ONE_OUTCOME = (*CONSTANTS, "herding", "kcenter")
+ONE_OUTCOME = ("zeros", *CONSTANTS, "herding", "kcenter")
 """Those that draw nothing where the features are pixels."""
 
 AVERAGES = ("mean", "kmeans_centers", "kmeans", "sharpened_mean", "sharpened_centers")

@@ -391,7 +391,7 @@ def test_statistics_of_stacked_networks() -> None:
 
 
 def test_a_constant_image_leaves_the_first_instance_norm_at_its_bias() -> None:
-    """Why `black` cannot be condensed: away from the border nothing depends on the pixels."""
+    """Zeros, with what the convolution puts around them, have no variance: nothing to normalise."""
     network = build_network("convnet", (1, 32, 32), 2, {"width": 4, "depth": 1})
     theta = init_theta(network, generator(0), "cpu")
     theta["conv0.bias"].zero_()

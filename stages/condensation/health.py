@@ -13,6 +13,9 @@ from condensation.networks import Theta
 EXPLODED = 100.0
 """A matching loss so many times that of the first iteration is warned of."""
 
+FAR = 1000.0
+"""Normalised pixels beyond it, in either direction, are warned of: real ones are below 10."""
+
 
 def not_finite(
     loss: Tensor, images: Tensor, counts: Sequence[int], class_names: tuple[str, ...]
@@ -55,6 +58,7 @@ class Watch:
         self._counts = counts
         self._first = first
         self._exploded = False
+        self._far = torch.zeros(len(class_names), dtype=torch.bool)
         self._without_gradient = torch.zeros(len(class_names), dtype=torch.bool)
 
     def look(self, iteration: int, loss: Tensor, zero: Tensor, images: Tensor) -> list[str]:
@@ -75,6 +79,14 @@ class Watch:
             warnings.append(
                 f"the matching loss of iteration {iteration} is {total:.4g}, {self._first:.4g} at "
                 "first; look at condense.image_learning_rate and condense.image_momentum"
+            )
+        far = ~_all_of_class(images.detach().abs() <= FAR, self._counts).all(0).cpu() & ~self._far
+        if far.any():
+            self._far |= far
+            warnings.append(
+                f"pixels are beyond {FAR:g} (normalised) at iteration {iteration} for the classes "
+                f"{_names(far, self._class_names)}; look at condense.image_learning_rate, and at "
+                "init: an instance norm makes the gradient of images that are zeros explode"
             )
         without = zero.any(0).cpu() & ~self._without_gradient
         if without.any():

@@ -20,8 +20,8 @@ Counts = Sequence[int]
 Initialiser = Callable[[Dataset, Counts, torch.Generator, Features], Tensor]
 """`(dataset, counts, generator, features)` -> (N, ch, h, w) float32, normalised.
 
-All raise a ValueError that names the class where a class has no images, and, but for `noise`,
-`black`, `grey` and `white`, where it has fewer than are asked for.
+All raise a ValueError that names the class where a class has no images, and, but for `noise` and
+the constants, where it has fewer than are asked for.
 """
 
 
@@ -36,7 +36,11 @@ def noise(
 def black(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
-    """Pixel value 0 everywhere."""
+    """Pixel value 0 everywhere.
+
+    Not what Cartwright's GradientMatching calls black: see `zeros`. Normalised it is less than 0,
+    and differs from what convolutions put around the image.
+    """
     return _constant(dataset, counts, 0)
 
 
@@ -52,6 +56,19 @@ def white(
 ) -> Tensor:
     """The largest pixel value everywhere."""
     return _constant(dataset, counts, 255)
+
+
+def zeros(
+    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
+) -> Tensor:
+    """0 everywhere in normalised space: the mean of all pixels of the data set.
+
+    The black of Cartwright's GradientMatching. It is also what convolutions put around an image, so
+    that each channel is constant, and an instance norm divides differences of rounding by the root
+    of its epsilon.
+    """
+    require_images(dataset, [1] * len(counts))
+    return torch.zeros(sum(counts), *dataset.image_shape)
 
 
 def real(
@@ -147,6 +164,7 @@ INITIALISERS: dict[str, Initialiser] = {
     "black": black,
     "grey": grey,
     "white": white,
+    "zeros": zeros,
     "mean": mean,
     "kmeans": kmeans,
     "kmeans_centers": kmeans_centers,

@@ -49,8 +49,8 @@ def compare(study: Study, cells: Cells) -> pd.DataFrame:
     """Return the paired differences from the reference: a row for each point of comparison.
 
     Columns: arm, panel, label, network, by (`iteration`: at one that both were evaluated at;
-    `seconds`: at the reference's), at, difference (percentage points, mean over sets), half_width,
-    sets.
+    `seconds`: at the reference's; `last`: each at its own last iteration, where they differ), at,
+    difference (percentage points, mean over sets), half_width, sets.
     """
     rows: list[dict[str, Any]] = []
     for arm, cell, reference in _against_reference(study, cells):
@@ -66,6 +66,9 @@ def compare(study: Study, cells: Cells) -> pd.DataFrame:
                     ours.loc[iteration].to_numpy(), theirs.loc[iteration].to_numpy()
                 )
                 rows.append({**named, "by": "iteration", "at": iteration, **_columns(found)})
+            if ours.index[-1] != theirs.index[-1]:
+                found = differences(ours.iloc[-1].to_numpy(), theirs.iloc[-1].to_numpy())
+                rows.append({**named, "by": "last", "at": ours.index[-1], **_columns(found)})
             times = _seconds(reference, theirs)
             values = at_seconds(ours, _seconds(cell, ours), times)
             for time, mine, other in zip(times, values, theirs.to_numpy(), strict=True):

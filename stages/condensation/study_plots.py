@@ -108,12 +108,17 @@ def final_accuracies(facets: Facets) -> Figure:
 
 @style()
 def losses(facets: Facets) -> Figure:
-    """Return a figure of the matching loss of every arm where it was evaluated."""
+    """Return a figure of the matching loss of every arm.
+
+    Args:
+        facets: Title -> label -> table with the columns iteration and loss (of all classes, mean
+            over the sets and over the image steps of the iteration).
+    """
     figure, panels = _facets(facets, height=2.7)
     for axes, tables in zip(panels, facets.values(), strict=True):
         for label, table in tables.items():
-            known = table.dropna(subset=["loss"])
-            axes.plot(known["iteration"], known["loss"], **_look(label, facets), markersize=4.5)
+            look = {**_look(label, facets), "marker": ""}
+            axes.plot(table["iteration"], table["loss"], **look, linewidth=1.1)
         axes.set_yscale("log", nonpositive="mask")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))

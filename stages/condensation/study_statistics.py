@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from condensation.spread import spread_of_sets
+
 CONFIDENCE = 0.95
 
 
@@ -54,13 +56,16 @@ def summary(scores: pd.DataFrame, network: str) -> pd.DataFrame:
     """Return how one network does on one arm's images: a row for each iteration.
 
     Columns: iteration, accuracy (mean over sets), std (of all networks of all sets), half_width (of
-    the confidence interval over sets), networks (all together), sets.
+    the confidence interval over sets), networks (all together), sets, between and within (the
+    standard deviations of sets and of the networks on one, see `spread_of_sets`).
     """
     means = set_means(scores, network)
     rows = []
     for iteration, of_sets in means.iterrows():
         of_network = scores[scores["network"] == network]
-        values = of_network[of_network["iteration"] == iteration]["accuracy"]
+        of_iteration = of_network[of_network["iteration"] == iteration]
+        values = of_iteration["accuracy"]
+        spread = spread_of_sets([list(each) for _, each in of_iteration.groupby("set")["accuracy"]])
         found = estimate(of_sets.tolist())
         rows.append(
             {
@@ -70,6 +75,8 @@ def summary(scores: pd.DataFrame, network: str) -> pd.DataFrame:
                 "half_width": found.half_width,
                 "networks": len(values),
                 "sets": found.n,
+                "between": spread.between,
+                "within": spread.within,
             }
         )
     return pd.DataFrame(rows)

@@ -28,6 +28,8 @@ def study_blocks(
         times: Of `times_to_targets`.
     """
     blocks: list[Block] = [Paragraph(_measured_text(study, cells))]
+    if study.published and accuracies["network"].nunique() > 1:
+        blocks += _transfer_blocks(study, accuracies)
     for (panel, network), rows in accuracies.groupby(["panel", "network"], sort=False):
         blocks.append(Heading(facet_title(study, str(panel), str(network), accuracies)))
         blocks.append(_accuracy_table(study, cells, rows))
@@ -44,13 +46,17 @@ def study_blocks(
                     )
                 )
                 blocks.append(_difference_table(part))
+        part = of_facet[of_facet["by"] == "last"]
+        if not part.empty:
+            blocks.append(Paragraph("The same, each at its own last iteration:"))
+            blocks.append(_last_table(part))
         part = times[(times["panel"] == panel) & (times["network"] == network)]
         if not part.empty:
             blocks.append(
                 Paragraph(
                     "Iterations, and seconds of one set's condensation, to a mean accuracy of "
                     + "; ".join(f"{target:g} %" for target in dict.fromkeys(part["target"]))
-                    + ":"
+                    + " (between two that were evaluated, interpolated):"
                 )
             )
             blocks.append(_target_table(part))
@@ -126,6 +132,53 @@ def _difference_table(rows: pd.DataFrame) -> Table:
         ]
         body.append([str(of_arm["label"].iloc[0]), *values])
     return Table(["arm", *(f"{point:.4g}" for point in points)], body)
+
+
+def _last_table(rows: pd.DataFrame) -> Table:
+    body = [
+        [
+            str(row["label"]),
+            f"{row['at']:.0f}",
+            interval(row["difference"], row["half_width"], "+.1f"),
+        ]
+        for _, row in rows.iterrows()
+    ]
+    return Table(["arm", "its last iteration", "difference"], body)
+
+
+def _transfer_blocks(study: Study, accuracies: pd.DataFrame) -> list[Block]:
+    # Condensed on a row's network, trained on a column's: ours, and below it what was published.
+    last = accuracies.groupby(["arm", "network"], sort=False).tail(1)
+    trained = list(dict.fromkeys(last["network"]))
+    body = []
+    for label, rows in last.groupby("label", sort=False):
+        found = rows.set_index("network")
+        body.append([str(label), *(_with_spread(found.loc[network]) for network in trained)])
+        published = study.published.get(str(label), {})
+        if published:
+            body.append(
+                [
+                    f"{label}, published",
+                    *(
+                        "{:.1f} ± {:.1f}".format(*published[name]) if name in published else ""
+                        for name in trained
+                    ),
+                ]
+            )
+    text = (
+        "Accuracy (%) and standard deviation over all networks, at the last iteration; a row for "
+        "each network that was condensed on, a column for each that was trained."
+    )
+    title = "Condensed on one network, trained on another"
+    return [Heading(title), Paragraph(text), Table(["condensed on", *trained], body)]
+
+
+def _with_spread(row: pd.Series) -> str:
+    of_sets = "{networks:.0f} on {sets:.0f} sets".format(**row)
+    text = "{accuracy:.1f} ± {std:.1f} (n = ".format(**row) + of_sets
+    if not math.isnan(row["between"]):
+        text += "; {between:.1f} between sets, {within:.1f} within one".format(**row)
+    return text + ")"
 
 
 def _target_table(rows: pd.DataFrame) -> Table:
