@@ -16,7 +16,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
 
 from condensation.class_plots import SHADES
 from condensation.figure_style import COLOURS, GREY, INK, MARKERS, WIDTH, style
@@ -120,6 +126,9 @@ def losses(facets: Facets) -> Figure:
             look = {**_look(label, facets), "marker": ""}
             axes.plot(table["iteration"], table["loss"], **look, linewidth=1.1)
         axes.set_yscale("log", nonpositive="mask")
+        # A loss may stay within one power of ten.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     _label(figure, panels, "iteration", "matching loss, all classes")
