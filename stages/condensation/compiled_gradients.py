@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from condensation.graphs import one_graph
 from condensation.networks import Theta
 from condensation.precisions import lowered
 
@@ -62,11 +63,7 @@ def compiled_gradient(
         autocast: As of `sum_gradient`.
         backend: Of `torch.compile`.
     """
-    mode = "reduce-overhead" if backend == "inductor" and torch.cuda.is_available() else None
-    compiled: SumGradient = torch.compile(
-        sum_gradient(module, autocast), fullgraph=True, dynamic=False, backend=backend, mode=mode
-    )
-    return compiled
+    return one_graph(sum_gradient(module, autocast), backend, dynamic=False)
 
 
 def filled(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,8 @@ INVERSE_DAMPING = 0.1
 """Damping of `ggn_inverse`, as a multiple of the curvature along the real gradient."""
 
 CG_ITERATIONS = 12
-"""Of conjugate gradients: with the damping they bring the error below 1 %."""
+"""Of conjugate gradients: with the damping they bring the error below 1 % (fresh MLP and LeNet, 64
+images of a digit, against 80 iterations: at most 0.1 %, two seeds each)."""
 
 _TINY = 1e-30
 """Smallest square that is divided by."""

@@ -18,7 +18,7 @@ Shapes: K = independent sets, C = classes, S = synthetic images of a class, N = 
 after class, R = real images of a class, image = (ch, h, w).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from condensation.curvature_sides import Constants, CurvatureForm, RealSide, Syn
 from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.devices import to_device
 from condensation.distances import Distance
-from condensation.networks import Network, Theta, last_layers
+from condensation.networks import Network, Theta, last_layers, part_of
 from condensation.stacked_classes import ClassInputs, stacked_slopes
 from condensation.workers import parallel_map
 
@@ -173,7 +173,7 @@ def match_class(
         real_side.network,
         seen,
         labels,
-        _only(real_side.theta, gradient),
+        part_of(gradient, real_side.theta),
         real_side.gradient,
         real_side.probes,
     )
@@ -304,23 +304,19 @@ def _real_side(
     if curvature.form.needs_gap:
         gap = {name: target[name] - gradient[name].detach() for name in names}
     if len(names) < len(theta):
-        network = network.holding(_only(theta.keys() - names, theta))
+        network = network.holding(part_of(theta, theta.keys() - names))
     images = slice(curvature.real_per_class)
     return RealSide(
-        _only(names, theta),
+        part_of(theta, names),
         network,
         real[images],
         labels[images],
-        _only(names, target),
-        [_only(names, probe) for probe in probes],
+        part_of(target, names),
+        [part_of(probe, names) for probe in probes],
         gap,
         engine.block_size(real),
         engine.compiled,
     )
-
-
-def _only(names: Iterable[str], values: Theta) -> Theta:
-    return {name: values[name] for name in names}
 
 
 def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import copy
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,11 @@ def last_layers(theta: Theta, number: int) -> list[str]:
     """
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in theta))
     return [name for name in theta if name.rpartition(".")[0] in layers[-number:]]
+
+
+def part_of(values: Theta, names: Iterable[str]) -> Theta:
+    """Return what has the shape of theta, of some parameters alone."""
+    return {name: values[name] for name in names}
 
 
 def batch_statistics(network: Network, theta: Theta, images: Tensor) -> Theta:

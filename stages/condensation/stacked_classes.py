@@ -18,7 +18,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from condensation.curvature_sides import Constants, CurvatureForm, SyntheticSide
 from condensation.derivatives import loss_gradient
 from condensation.distances import Distance
-from condensation.networks import Network, Theta
+from condensation.graphs import one_graph
+from condensation.networks import Network, Theta, part_of
 
 
 class ClassInputs(NamedTuple):
@@ -89,10 +90,7 @@ def stacked_transform(
             assert form is not None
             gradient = loss_gradient(theta, network, images, labels)
             fixed = {name: value for name, value in theta.items() if name not in names}
-            own, ours, theirs = (
-                {name: values[name] for name in names}
-                for values in (theta, gradient, real_gradient)
-            )
+            own, ours, theirs = (part_of(each, names) for each in (theta, gradient, real_gradient))
             part = partial(call, {**statistics, **fixed})
             side = SyntheticSide(own, part, images, labels, ours, theirs, probes)
             return form.term(side, distance, constants)
@@ -125,11 +123,7 @@ def compiled_transform(
         names: Of the parameters that Q is about.
         backend: Of `torch.compile`.
     """
-    # CUDA graphs: one launch for the whole transform.
-    mode = "reduce-overhead" if backend == "inductor" and torch.cuda.is_available() else None
-    transform = stacked_transform(module, distance, form, names)
-    compiled: Transform = torch.compile(transform, fullgraph=True, backend=backend, mode=mode)
-    return compiled
+    return one_graph(stacked_transform(module, distance, form, names), backend)
 
 
 def stack(inputs: Sequence[ClassInputs]) -> ClassInputs:
