@@ -74,7 +74,7 @@ def final_accuracies(facets: Facets) -> Figure:
     """Return a figure of the first and the last accuracy of every arm, with their intervals."""
     most = max(len(tables) for tables in facets.values())
     alike = len({tuple(tables) for tables in facets.values()}) == 1
-    figure, panels = _facets(facets, height=0.7 + 0.27 * most, sharey=alike)
+    figure, panels = _facets(facets, height=max(1.9, 0.7 + 0.27 * most), sharey=alike)
     for axes, tables in zip(panels, facets.values(), strict=True):
         for place, table in enumerate(tables.values()):
             ordered = table.sort_values("iteration")
