@@ -22,14 +22,14 @@ from condensation.artefacts import SyntheticSet
 from condensation.augmentation import AUGMENTATIONS
 from condensation.blocks import Block, assemble
 from condensation.checkpoints import Checkpoints
-from condensation.compilation import choose_kernels, choose_transform
+from condensation.compilation import choose_kernels, choose_precision, choose_transform
 from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
 from condensation.curvature_plan import CurvaturePlan
 from condensation.datasets import load_training
-from condensation.devices import choose_device, describe_device
+from condensation.devices import choose_device, describe_device, has_bfloat16
 from condensation.distances import DISTANCES
 from condensation.draws import Draws
 from condensation.files import check_writable, together, write_json
@@ -86,6 +86,7 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "options": params.networks[params.network],
         "condense": dataclasses.replace(params.condense, processes=1),
         "augmentation": augmentation_name(params),
+        "bfloat16": params.condense.real_precision is None and has_bfloat16(device),
     }
 
 
@@ -131,15 +132,18 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     blocks = ranks.blocks(params.sets, dataset.num_classes)
     outer, inner = params.loops
     compiled, said = choose_transform(params.compile, network, device, settings.iterations * outer)
-    match = make_match(params, network, counts, draws, blocks, compiled)
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
     per_step = params.sets * dataset.num_classes * settings.real_per_class
     num_images = settings.iterations * outer * per_step
     said = said or choose_kernels(params.compile, network, device, num_images)
+    precision, why = choose_precision(settings.real_precision, device)
     if ranks.first:
         say(said)
+        if why:
+            say(why)
+    match = make_match(params, network, counts, draws, blocks, compiled, precision)
 
     checkpoint = checkpoints.piece("images")
     state = ranks.share(checkpoint.load())
@@ -242,7 +246,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
         checkpoint.offer(partial(progress, iteration + 1, first_step, thetas, total))
 
     if ranks.first:
-        write_results(params, initial, done, where, device)
+        write_results(params, initial, done, where, device, precision)
 
 
 def write_results(
@@ -251,9 +255,10 @@ def write_results(
     done: Condensation,
     where: str,
     device: torch.device,
+    precision: str,
 ) -> None:
     """Write the images, the curves and the metrics, and say how it went."""
-    record, made = describe(params, device)
+    record, made = describe(params, device, precision)
     write_sets(OUTPUT, initial, done.snapshots, record, made, source_of(params.dataset))
     write_curves(RESULTS, done, initial[0].class_names, where)
     loss = float(f"{sum(done.losses[-1]):.6g}")
@@ -273,7 +278,9 @@ def describe_work(params: Params, counts: tuple[int, ...]) -> str:
     )
 
 
-def describe(params: Params, device: torch.device) -> tuple[dict[str, str], dict[str, Any]]:
+def describe(
+    params: Params, device: torch.device, precision: str
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Return how the images are made: for the metadata of each file, and at length for the card."""
     settings, name = params.condense, augmentation_name(params)
     record = {
@@ -284,13 +291,19 @@ def describe(params: Params, device: torch.device) -> tuple[dict[str, str], dict
         "torch": torch.__version__,
         "device": device.type,  # not its threads: with one image a class any number gives the same
     }
-    if settings.real_precision != "float32":
-        record["real_precision"] = settings.real_precision
-    outer, inner = params.loops
-    made = {**dataclasses.asdict(settings), "augmentation": name, "outer": outer, "inner": inner}
     hidden = {"snapshots", "frames", "processes", *(["curvature"] if params.order == 1 else [])}
-    if "real_precision" not in record:
+    if precision == "float32":
         hidden.add("real_precision")
+    else:
+        record["real_precision"] = precision
+    outer, inner = params.loops
+    made = {
+        **dataclasses.asdict(settings),
+        "real_precision": precision,
+        "augmentation": name,
+        "outer": outer,
+        "inner": inner,
+    }
     return record, {key: value for key, value in made.items() if key not in hidden}
 
 
@@ -305,17 +318,18 @@ def make_match(
     draws: Draws,
     blocks: list[Block],
     compiled: bool,
+    precision: str,
 ) -> Match:
     """Return the image step on these blocks of sets and classes; elsewhere it gives zeros.
 
-    With curvature where it is due, else without.
+    With curvature where it is due, else without; `precision` is a key of `PRECISIONS`.
     """
     settings, (outer, _) = params.condense, params.loops
     distance = DISTANCES[settings.distance]
     engine = Engine(
         compiled,
         draws.most_real(settings.real_per_class),
-        PRECISIONS[settings.real_precision],
+        PRECISIONS[precision],
     )
     random_probes = settings.curvature.probes == "rademacher"
     plan = None

@@ -13,10 +13,11 @@ from benchmarks.figures import curves
 from benchmarks.measure import Record
 from benchmarks.summaries import summarise
 from benchmarks.tables import show_accuracy
-from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem, has_bfloat16
+from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem
 from condensation import draws
 from condensation.artefacts import set_path
 from condensation.datasets import Dataset, write_prepared
+from condensation.devices import has_bfloat16
 from condensation.image_sets import load_image_set
 from condensation.networks import Network, Theta, init_theta
 from condensation.params import Params
@@ -95,9 +96,10 @@ def test_bfloat16_is_another_way_and_only_measured_where_there_is_some(
     problem = problem_of(tiny())
     exact, lowered = ([*WAYS[name](problem, False)][-1] for name in ("engine", BFLOAT16))
     assert 0 < (lowered - exact).abs().max() / exact.abs().max() < 0.1
-    monkeypatch.setattr(Path, "read_text", lambda self: "flags : fpu avx512_bf16 avx2")
-    assert has_bfloat16(CPU)
-    monkeypatch.setattr(Path, "read_text", lambda self: "flags : fpu avx512f avx2")
+    for able in ({"avx512_bf16": True}, {"amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", able.copy)
+        assert has_bfloat16(CPU)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", {"avx2": True}.copy)
     assert not has_bfloat16(CPU)
 
 

@@ -151,6 +151,57 @@ def test_compiled_blocks_give_the_same_bytes_each_time(library: None) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("width", [16, 32])
+def test_in_bfloat16_compiled_blocks_are_a_rounded_network(
+    width: int, monkeypatch: pytest.MonkeyPatch, library: None
+) -> None:
+    """The oracle of each block is the float64 network; by how much bfloat16 may be off is known."""
+    monkeypatch.setattr(fused, "FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(fused, "FEWEST_TILES", 1)
+    lower: list[torch.dtype] = []
+    call = kernels.call
+
+    def watched(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
+        lower.extend(each.dtype for each in arguments if isinstance(each, Tensor))
+        call(name, *arguments, sizes=sizes)
+
+    monkeypatch.setattr(kernels, "call", watched)
+    network = build_network("convnet", (1, 28, 28), 10, {"width": width})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    images = torch.randn(8, 1, 28, 28, generator=generator(1))
+    labels = torch.zeros(8, dtype=torch.int64)
+
+    def flat(dtype: torch.dtype, autocast: torch.dtype | None) -> Tensor:
+        lower.clear()
+        at = {key: value.to(dtype) for key, value in theta.items()}
+        gradient = constant_loss_gradient(
+            at, network, images.to(dtype), labels, 4, autocast=autocast
+        )
+        assert {value.dtype for value in gradient.values()} == {dtype}
+        return torch.cat([value.double().flatten() for value in gradient.values()])
+
+    exact = flat(torch.float64, None)
+    # What is not float32 is not lowered, as elsewhere under `torch.autocast`.
+    assert torch.equal(flat(torch.float64, torch.bfloat16), exact)
+    assert {*lower} == {torch.float64}
+    rounded = flat(torch.float32, torch.bfloat16)
+    assert {*lower} == {torch.float32, torch.bfloat16}
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.1
+
+
+def test_kernels_round_to_bfloat16_as_pytorch_does(library: None) -> None:
+    images = torch.randn(1, 4, 4, 32, generator=generator(1))
+    tiles = {dtype: torch.empty(36, 1, 32, dtype=dtype) for dtype in (torch.float32, kernels.LOWER)}
+    for each in tiles.values():
+        kernels.call("input_transform", images, each, sizes=(32, *images.shape))
+    assert torch.equal(tiles[torch.float32].to(kernels.LOWER), tiles[kernels.LOWER])
+    back = {dtype: torch.empty_like(images) for dtype in tiles}
+    for dtype, result in back.items():
+        products = tiles[kernels.LOWER].to(dtype)
+        kernels.call("output_transform", products, result, sizes=(32, *images.shape))
+    assert torch.equal(back[torch.float32], back[kernels.LOWER])
+
+
 ON = "compile: on; "
 AUTO = "compile: auto; "
 DONE = "compiled: 3 x 3 convolution, norm and pooling on the CPU"
@@ -195,6 +246,48 @@ def test_the_transform_is_compiled_on_cuda_for_long_runs(
     assert chosen == compiled and line.startswith(said) and bool(line) == bool(said)
 
 
+AUTO_PRECISION = "real_precision: auto; "
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "built", "able", "error", "chosen", "said"),
+    [
+        ("float32", "cpu", True, True, 0.01, "float32", ""),
+        (None, "cpu", True, True, 0.01, "bfloat16", AUTO_PRECISION + "bfloat16 on the real"),
+        (None, "cpu", True, False, 0.01, "float32", AUTO_PRECISION + "float32: the processor has"),
+        (None, "cpu", False, True, 0.01, "float32", AUTO_PRECISION + "float32: nothing is comp"),
+        (None, "cpu", True, True, 0.5, "float32", AUTO_PRECISION + "float32: the compiled kernels"),
+        (None, "cuda", False, True, 0.01, "float32", AUTO_PRECISION + "float32: what bfloat16 ga"),
+        ("bfloat16", "cuda", False, True, 0.01, "bfloat16", "real_precision: bfloat16; bfloat16"),
+        ("bfloat16", "cpu", False, True, 0.01, "bfloat16", "real_precision: bfloat16; bfloat16"),
+        ("bfloat16", "cpu", True, True, 0.5, "float32", "real_precision: bfloat16; float32: the"),
+    ],
+)
+def test_the_precision_of_the_real_side_is_chosen_and_said(
+    setting: str | None,
+    device: str,
+    built: bool,
+    able: bool,
+    error: float,
+    chosen: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "built", lambda: built)
+    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
+    monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
+    name, line = compilation.choose_precision(setting, torch.device(device))
+    assert name == chosen and line.startswith(said) and bool(line) == bool(said)
+
+
+def test_a_precision_that_is_emulated_is_used_where_it_is_asked_for_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: False)
+    name, line = compilation.choose_precision("bfloat16", torch.device("cpu"))
+    assert name == "bfloat16" and line.endswith("emulated here, and slow")
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -213,7 +306,7 @@ def test_without_a_compiler_that_works_nothing_is_compiled(
 
 
 def test_kernels_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "largest_error", lambda: 0.5)
+    monkeypatch.setattr(compilation, "largest_error", lambda *_: 0.5)
     network = build_network("convnet", (1, 16, 16), 10, {"width": 16})
     line = choose_kernels("on", network, torch.device("cpu"), 1)
     assert line == f"{ON}not compiled: their results differ by 0.5 from PyTorch's"
@@ -252,6 +345,9 @@ def test_the_kernels_are_checked_as_they_are_used(
     torch.set_num_threads(threads)
     try:
         assert compilation.largest_error() < compilation.TOLERANCE and calls
+        calls.clear()
+        error = compilation.largest_error("bfloat16")
+        assert 1e-4 < error < compilation.LOWER_TOLERANCE and calls
     finally:
         torch.set_num_threads(before)
         kernels.discard()

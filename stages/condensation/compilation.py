@@ -1,4 +1,4 @@
-"""Whether the compiled kernels are used: what `compile` in params.yaml comes to on this machine."""
+"""How image steps are calculated on this machine: what `compile` and `real_precision` come to."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from condensation import kernels
+from condensation.devices import has_bfloat16
 from condensation.fused import FEWEST_TILES, FusedSequential, fused
 from condensation.layers import AveragePool
 from condensation.networks import Network
+from condensation.precisions import PRECISIONS
 
 FEWEST_IMAGES = 5000
 """Images through the network from which `auto` builds: a ConvNet of the published width saves about
@@ -21,6 +23,11 @@ not measured: what a step gains there has not been timed with this code."""
 
 TOLERANCE = 1e-4
 """Largest difference from PyTorch's operators, relative to the largest number, in float32."""
+
+LOWER_TOLERANCE = 0.1
+"""The same where products are in bfloat16, whose numbers have 8 bits: Winograd's transforms enlarge
+their rounding, on a ConvNet and MNIST to 2 % of the gradient, where that of another batch of 64
+images is 14 % away."""
 
 
 def choose_kernels(setting: str, network: Network, device: torch.device, num_images: int) -> str:
@@ -68,6 +75,36 @@ def choose_transform(
     return True, f"compile: {setting}; compiled: the image step and the training between two"
 
 
+def choose_precision(setting: str | None, device: torch.device) -> tuple[str, str]:
+    """In what precision gradients on real images are calculated, and why; after `choose_kernels`.
+
+    Args:
+        setting: A key of `PRECISIONS`; None: bfloat16 where it is known to be faster, on a CPU that
+            has it and with the compiled kernels.
+        device: Where.
+
+    Returns:
+        A key of `PRECISIONS`; and what was chosen, in a line, if it was not float32 that was asked.
+    """
+    lower = next(name for name, dtype in PRECISIONS.items() if dtype == kernels.LOWER)
+    if setting == "float32":
+        return setting, ""
+    reason, said = "", f"real_precision: {setting or 'auto'}; "
+    if setting is None:
+        if device.type != "cpu":
+            reason = f"what {lower} gains there has not been measured"
+        elif not kernels.built():
+            reason = f"nothing is compiled that gains by {lower}"
+        elif not has_bfloat16(device):
+            reason = f"the processor has no {lower}"
+    if not reason and kernels.built() and (error := largest_error(lower)) > LOWER_TOLERANCE:
+        reason = f"the compiled kernels differ by {error:.1g} from PyTorch's operators"
+    if reason:
+        return "float32", f"{said}float32: {reason}"
+    emulated = "" if has_bfloat16(device) else ", which is emulated here, and slow"
+    return lower, f"{said}{lower} on the real images{emulated}"
+
+
 def _against(setting: str, network: Network, device: torch.device, num_images: int) -> str:
     # Why not even to try.
     if setting == "off":
@@ -87,8 +124,11 @@ def _against(setting: str, network: Network, device: torch.device, num_images: i
     return ""
 
 
-def largest_error() -> float:
-    """Compare the kernels, as built, with PyTorch's operators on a small network.
+def largest_error(precision: str = "float32") -> float:
+    """Compare the kernels, as built, with PyTorch's operators in float32 on a small network.
+
+    Args:
+        precision: A key of `PRECISIONS`, of the kernels.
 
     Returns:
         The largest difference of the slopes of all parameters, relative to the largest slope.
@@ -104,14 +144,17 @@ def largest_error() -> float:
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     images = torch.randn(2 * FEWEST_TILES // 4, 1, 16, 16, generator=generator)
 
-    def slopes(module: nn.Module) -> Tensor:
-        loss = module(images).square().mean()
+    def slopes(module: nn.Module, name: str) -> Tensor:
+        autocast = PRECISIONS[name]
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = module(images).square().mean()
         parts = torch.autograd.grad(loss, list(module.parameters()))
         return torch.cat([part.flatten() for part in parts])
 
     # On one thread, as they are used: with many the operators would be compared with themselves.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as worker:
         expected, found = (
-            worker.submit(slopes, module).result() for module in (plain, fused(plain))
+            worker.submit(slopes, *way).result()
+            for way in ((plain, "float32"), (fused(plain), precision))
         )
     return ((found - expected).abs().max() / expected.abs().max()).item()

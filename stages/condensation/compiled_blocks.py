@@ -16,33 +16,38 @@ from torch.autograd.function import once_differentiable
 from condensation import kernels, winograd
 
 
-def planes(like: Tensor, num_tiles: int, channels: int) -> Tensor:
+def planes(dtype: torch.dtype, num_tiles: int, channels: int) -> Tensor:
     """Return an empty (36, P, c), its 36 planes a little apart.
 
     A kernel goes through all of them at once; at multiples of a power of two they would share the
     same few places of the cache.
     """
-    plane = num_tiles * channels + kernels.VECTOR_BYTES // like.dtype.itemsize
-    return like.new_empty(36 * plane).as_strided((36, num_tiles, channels), (plane, channels, 1))
+    plane = num_tiles * channels + kernels.VECTOR_BYTES // dtype.itemsize
+    shape, strides = (36, num_tiles, channels), (plane, channels, 1)
+    return torch.empty(36 * plane, dtype=dtype).as_strided(shape, strides)
 
 
 class WinogradBlock(torch.autograd.Function):
-    """A block of many channels: (N, h, w, c) -> (N, h / 2, w / 2, o); h and w multiples of 4."""
+    """A block of many channels: (N, h, w, c) -> (N, h / 2, w / 2, o); h and w multiples of 4.
+
+    The products of matrices are calculated from operands of the type `products`, and rounded to it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor,
-        eps: float,
+        eps: float, products_in: torch.dtype,
     ) -> Tensor:  # fmt: skip
         """Keep the tiles of the input and the normalised result of the convolution."""
         number, height, width, channels = images.shape
         filters = len(weight)
         num_tiles = number * height * width // winograd.TILE**2
-        tiles, products = (planes(images, num_tiles, each) for each in (channels, filters))
+        tiles, products = (planes(products_in, num_tiles, each) for each in (channels, filters))
         kernels.call(
             "input_transform", images.contiguous(), tiles, sizes=(tiles.stride(0), *images.shape)
         )
-        torch.bmm(tiles, winograd.transform_filters(weight).transpose(1, 2), out=products)
+        factors = winograd.transform_filters(weight).to(products_in)
+        torch.bmm(tiles, factors.transpose(1, 2), out=products)
         normalised = images.new_empty(number, filters, height * width)
         inverse = images.new_empty(number, filters)
         pooled = images.new_empty(number, height // 2, width // 2, filters)
@@ -61,26 +66,28 @@ class WinogradBlock(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         """Return the slopes of the images, if they are asked for, and of the parameters."""
         tiles, weight, scale, shift, normalised, inverse = ctx.saved_tensors
-        of_products, of_tiles = (planes(slope, tiles.shape[1], len(weight)) for _ in range(2))
+        shape = (tiles.shape[1], len(weight))
+        of_products, of_tiles = (planes(tiles.dtype, *shape) for _ in range(2))
         sizes = (of_tiles.stride(0), len(slope), *ctx.size, len(weight))
         of_scale, of_shift, of_bias = (torch.zeros_like(scale) for _ in range(3))
         kernels.call(
             "block_backward", slope.contiguous(), normalised, inverse, scale, shift,
             of_products, of_tiles, of_scale, of_shift, of_bias, sizes=sizes,
         )  # fmt: skip
-        of_filters = torch.bmm(of_products.transpose(1, 2), tiles)
+        of_filters = torch.bmm(of_products.transpose(1, 2), tiles).to(weight)
         of_weight = winograd.transform_filters_back(of_filters)
         of_images = None
         if ctx.needs_input_grad[0]:
             # The transposed convolution: filters turned by 180 degrees, channels exchanged.
-            products = planes(slope, *tiles.shape[1:])
-            torch.bmm(of_tiles, winograd.transform_filters(weight, turned=True), out=products)
+            products = planes(tiles.dtype, *tiles.shape[1:])
+            factors = winograd.transform_filters(weight, turned=True).to(tiles)
+            torch.bmm(of_tiles, factors, out=products)
             of_images = slope.new_empty(len(slope), *ctx.size, tiles.shape[2])
             kernels.call(
                 "output_transform", products, of_images,
                 sizes=(products.stride(0), *of_images.shape),
             )  # fmt: skip
-        return of_images, of_weight, of_bias, of_scale, of_shift, None
+        return of_images, of_weight, of_bias, of_scale, of_shift, None, None
 
 
 class FirstBlock(torch.autograd.Function):

@@ -84,8 +84,7 @@ def constant_loss_gradient(
         autocast: What convolutions and products are lowered to (`lowered`), if to anything; what
             they give for each block is added up as precise as theta.
     """
-    # The fused operators have float32 and float64 alone.
-    function = network.first_order if autocast is None else lowered(network, autocast)
+    function = lowered(network.first_order, autocast)
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         loss = part * classification_loss(leaves, function, block, block_labels)

@@ -25,6 +25,15 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device calculates in bfloat16 itself, which otherwise is emulated."""
+    if device.type == "cuda":
+        supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return supported
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return the tensor on a device, for what is copied there again and again.
 

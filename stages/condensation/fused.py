@@ -36,17 +36,20 @@ class FusedSequential(nn.Sequential):
 
     It has the parameters, the names and the result of the `torch.nn.Sequential` it is made from.
     Fused are 3 x 3 convolution, instance norm, ReLU, 2 x 2 average pooling in this order, on the
-    CPU, where height and width are even.
+    CPU, where height and width are even; under `torch.autocast` where a compiled kernel takes the
+    block, of which only the products of matrices are then in the lower precision.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the layers give; differentiable once, with respect to the parameters."""
         layers = list(self)
         position = 0
+        lower = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         while position < len(layers):
             block = layers[position : position + 4]
-            if _is_block(block) and images.device.type == "cpu" and _fits(images, block[0]):
-                images = _block(images, *block[:2])
+            if _is_block(block) and _fits(images, block[0], lower):
+                with torch.autocast("cpu", enabled=False):
+                    images = _block(images, block[0], block[1], lower)
                 position += 4
             else:
                 images = layers[position](images)
@@ -79,37 +82,57 @@ def _is_block(layers: list[nn.Module]) -> bool:
     )
 
 
-def _fits(images: Tensor, convolution: nn.Module) -> bool:
+def _fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None) -> bool:
     assert isinstance(convolution, nn.Conv2d)
     border = 2 * int(convolution.padding[0]) - 2
     height, width = images.shape[-2] + border, images.shape[-1] + border
-    return height % 2 == 0 and width % 2 == 0 and min(height, width) > 0
+    if images.device.type != "cpu" or height % 2 or width % 2 or min(height, width) <= 0:
+        return False
+    return lower is None or lower == kernels.LOWER and _kernel(images, convolution) is not None
 
 
-def _block(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+def _kernel(images: Tensor, convolution: nn.Conv2d) -> type[torch.autograd.Function] | None:
+    # What computes the block by compiled kernels, if anything does.
+    if not kernels.usable(images.dtype, convolution.out_channels):
+        return None
+    if convolution.in_channels < FEWEST_CHANNELS:
+        return None if images.requires_grad else FirstBlock
+    by_tiles = _by_tiles(images, convolution)
+    if by_tiles and kernels.usable(images.dtype, convolution.in_channels):
+        return WinogradBlock
+    return None
+
+
+def _by_tiles(images: Tensor, convolution: nn.Conv2d) -> bool:
+    number, _, height, width = images.shape
+    return (
+        int(convolution.padding[0]) == 1
+        and height % winograd.TILE == width % winograd.TILE == 0
+        and number * height * width >= FEWEST_TILES * winograd.TILE**2
+    )
+
+
+def _block(
+    images: Tensor, convolution: nn.Module, norm: nn.Module, lower: torch.dtype | None
+) -> Tensor:
     # (N, c, h, w) -> (N, o, h', w'), both with the channels last in memory
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
     assert convolution.bias is not None
     padding = int(convolution.padding[0])
-    number, channels, height, width = images.shape
-    tiles = number * height * width // winograd.TILE**2
     parameters = (convolution.weight, convolution.bias, norm.weight, norm.bias, norm.eps)
-    compiled = kernels.usable(images.dtype, convolution.out_channels)
+    kernel, channels_last = _kernel(images, convolution), images.permute(0, 2, 3, 1)
     pooled: Tensor
-    if channels < FEWEST_CHANNELS:
-        if compiled and not images.requires_grad:
-            pooled = FirstBlock.apply(images, *parameters, padding)
-            return pooled.permute(0, 3, 1, 2)
+    if kernel is FirstBlock:
+        pooled = FirstBlock.apply(images, *parameters, padding)
+        return pooled.permute(0, 3, 1, 2)
+    if kernel is WinogradBlock:
+        # What is not float32 is calculated as it is, as by `torch.autocast`.
+        products_in = lower if lower and images.dtype == torch.float32 else images.dtype
+        pooled = WinogradBlock.apply(channels_last, *parameters, products_in)
+        return pooled.permute(0, 3, 1, 2)
+    if convolution.in_channels < FEWEST_CHANNELS:
         filtered = _PatchConvolution.apply(images, convolution.weight, convolution.bias, padding)
-    elif (
-        padding == 1
-        and height % winograd.TILE == width % winograd.TILE == 0
-        and tiles >= FEWEST_TILES
-    ):
-        channels_last = images.permute(0, 2, 3, 1)
-        if compiled and kernels.usable(images.dtype, channels):
-            pooled = WinogradBlock.apply(channels_last, *parameters)
-            return pooled.permute(0, 3, 1, 2)
+    elif _by_tiles(images, convolution):
         filtered = winograd.convolve(channels_last, convolution.weight, convolution.bias)
     else:
         direct = F.conv2d(images, convolution.weight, convolution.bias, padding=padding)

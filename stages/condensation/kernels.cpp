@@ -3,8 +3,11 @@
 // what is computed in between stays in the nearest cache.
 //
 // Shapes: N images of h x w, o = channels = m * V with V the channels in one vector; P = N * h * w
-// / 16 tiles, of which each of the 36 entries is a plane of P x o numbers, `plane` apart. Images are (N, h, w, o); what is kept for the backward pass is (N, m, h * w, V).
+// / 16 tiles, of which each of the 36 entries is a plane of P x o numbers, `plane` apart. Images are
+// (N, h, w, o); what is kept for the backward pass is (N, m, h * w, V). Types: T of what is computed,
+// S of what the products of matrices take and give, as it lies in memory: T, or bfloat16 for float.
 
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -29,6 +32,28 @@ inline Vec<T> load(const T *from) {
 template <typename T>
 inline void store(T *to, Vec<T> value) {
     std::memcpy(to, &value, sizeof value);
+}
+
+// The upper half of a float.
+struct bfloat16 {
+    std::uint16_t bits;
+};
+
+inline Vec<float> load(const bfloat16 *from) {
+    typedef std::uint16_t half __attribute__((vector_size(32)));
+    typedef std::uint32_t word __attribute__((vector_size(64)));
+    half bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return (Vec<float>)(__builtin_convertvector(bits, word) << 16);
+}
+
+// Rounded to the nearest, to an even last bit where two are as near; for numbers that are finite.
+inline void store(bfloat16 *to, Vec<float> value) {
+    typedef std::uint16_t half __attribute__((vector_size(32)));
+    typedef std::uint32_t word __attribute__((vector_size(64)));
+    word bits = (word)value;
+    half upper = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, half);
+    std::memcpy(to, &upper, sizeof upper);
 }
 
 template <typename V, typename T>
@@ -73,8 +98,8 @@ inline void slope_axis(const V *g, int step, V *out, int out_step) {
 }
 
 // B' d B of the 6 x 6 window at `d`, whose rows are `row` vectors apart.
-template <typename T>
-inline void transform_window(const Vec<T> *d, int row, T *out, long plane) {
+template <typename T, typename S>
+inline void transform_window(const Vec<T> *d, int row, S *out, long plane) {
     Vec<T> half[36], whole[36];
     for (int x = 0; x < 6; x++) input_axis(d + x, row, half + x, 6);
     for (int y = 0; y < 6; y++) input_axis(half + 6 * y, 1, whole + 6 * y, 1);
@@ -82,8 +107,8 @@ inline void transform_window(const Vec<T> *d, int row, T *out, long plane) {
 }
 
 // A g A' of the 4 x 4 tile at `g`.
-template <typename T>
-inline void transform_tile(const Vec<T> *g, int row, T *out, long plane) {
+template <typename T, typename S>
+inline void transform_tile(const Vec<T> *g, int row, S *out, long plane) {
     Vec<T> half[24], whole[36];
     for (int x = 0; x < 4; x++) slope_axis(g + x, row, half + x, 4);
     for (int y = 0; y < 6; y++) slope_axis(half + 4 * y, 1, whole + 6 * y, 1);
@@ -91,16 +116,16 @@ inline void transform_tile(const Vec<T> *g, int row, T *out, long plane) {
 }
 
 // A' m A of the 36 products at `m`, into a tile whose rows are `row` vectors apart.
-template <typename T>
-inline void inverse_tile(const T *m, long plane, Vec<T> *out, int row) {
+template <typename T, typename S>
+inline void inverse_tile(const S *m, long plane, Vec<T> *out, int row) {
     Vec<T> products[36], half[24];
     for (int e = 0; e < 36; e++) products[e] = load(m + e * plane);
     for (int x = 0; x < 6; x++) output_axis(products + x, 6, half + x, 6);
     for (int y = 0; y < 4; y++) output_axis(half + 6 * y, 1, out + y * row, 1);
 }
 
-template <typename T>
-void input_transform(const T *images, T *tiles, long plane, long N, long h, long w, long o) {
+template <typename T, typename S>
+void input_transform(const T *images, S *tiles, long plane, long N, long h, long w, long o) {
     constexpr int V = Vector<T>::size;
     long padded = w + 2;
     std::vector<Vec<T>> scratch((h + 2) * padded, Vec<T>{});
@@ -109,23 +134,23 @@ void input_transform(const T *images, T *tiles, long plane, long N, long h, long
             for (long y = 0; y < h; y++)
                 for (long x = 0; x < w; x++)
                     scratch[(y + 1) * padded + x + 1] = load(images + ((n * h + y) * w + x) * o + j);
-            T *out = tiles + n * h * w / 16 * o + j;
+            S *out = tiles + n * h * w / 16 * o + j;
             for (long y = 0; y < h; y += 4)
                 for (long x = 0; x < w; x += 4, out += o)
-                    transform_window<T>(&scratch[y * padded + x], padded, out, plane);
+                    transform_window<T, S>(&scratch[y * padded + x], padded, out, plane);
         }
 }
 
-template <typename T>
-void output_transform(const T *products, T *images, long plane, long N, long h, long w, long o) {
+template <typename T, typename S>
+void output_transform(const S *products, T *images, long plane, long N, long h, long w, long o) {
     constexpr int V = Vector<T>::size;
     Vec<T> tile[16];
     for (long n = 0; n < N; n++)
         for (long j = 0; j < o; j += V) {
-            const T *from = products + n * h * w / 16 * o + j;
+            const S *from = products + n * h * w / 16 * o + j;
             for (long y = 0; y < h; y += 4)
                 for (long x = 0; x < w; x += 4, from += o) {
-                    inverse_tile<T>(from, plane, tile, 4);
+                    inverse_tile<T, S>(from, plane, tile, 4);
                     for (int e = 0; e < 16; e++)
                         store(images + ((n * h + y + e / 4) * w + x + e % 4) * o + j, tile[e]);
                 }
@@ -198,18 +223,18 @@ inline void norm_backward(Vec<T> *pixels, long row, const T *slope, Vec<T> inver
     store(of_bias, load(of_bias) + bias);
 }
 
-template <typename T>
-void block_forward(const T *products, const T *bias, const T *scale, const T *shift, T eps,
+template <typename T, typename S>
+void block_forward(const S *products, const T *bias, const T *scale, const T *shift, T eps,
                    T *normalised, T *inverses, T *pooled, long plane, long N, long h, long w,
                    long o) {
     constexpr int V = Vector<T>::size;
     std::vector<Vec<T>> scratch(h * w);
     for (long n = 0; n < N; n++)
         for (long j = 0; j < o; j += V) {
-            const T *from = products + n * h * w / 16 * o + j;
+            const S *from = products + n * h * w / 16 * o + j;
             for (long y = 0; y < h; y += 4)
                 for (long x = 0; x < w; x += 4, from += o)
-                    inverse_tile<T>(from, plane, &scratch[y * w + x], w);
+                    inverse_tile<T, S>(from, plane, &scratch[y * w + x], w);
             // The bias only moves the mean; it is added so that rounding is that of the definition.
             Vec<T> moved = load(bias + j), inverse;
             for (auto &pixel : scratch) pixel += moved;
@@ -221,9 +246,9 @@ void block_forward(const T *products, const T *bias, const T *scale, const T *sh
         }
 }
 
-template <typename T>
+template <typename T, typename S>
 void block_backward(const T *slope, const T *normalised, const T *inverses, const T *scale,
-                    const T *shift, T *of_products, T *tiles, T *of_scale, T *of_shift, T *of_bias,
+                    const T *shift, S *of_products, S *tiles, T *of_scale, T *of_shift, T *of_bias,
                     long plane, long N, long h, long w, long o) {
     constexpr int V = Vector<T>::size;
     long row = w + 2;
@@ -239,9 +264,9 @@ void block_backward(const T *slope, const T *normalised, const T *inverses, cons
             long place = n * h * w / 16 * o + j;
             for (long y = 0; y < h; y += 4)
                 for (long x = 0; x < w; x += 4, place += o) {
-                    transform_tile<T>(&scratch[(y + 1) * row + x + 1], row, of_products + place,
+                    transform_tile<T, S>(&scratch[(y + 1) * row + x + 1], row, of_products + place,
                                       plane);
-                    transform_window<T>(&scratch[y * row + x], row, tiles + place, plane);
+                    transform_window<T, S>(&scratch[y * row + x], row, tiles + place, plane);
                 }
         }
 }
@@ -317,22 +342,28 @@ void first_backward(const T *slope, const T *images, const T *weight, const T *b
 
 }  // namespace
 
-#define FOR_TYPE(T, name)                                                                          \
-    extern "C" void input_transform_##name(const T *a, T *b, long p, long N, long h, long w, long o) {     \
-        input_transform<T>(a, b, p, N, h, w, o);                                                      \
+#define FOR_PRODUCTS(T, S, name)                                                                   \
+    extern "C" void input_transform_##name(const T *a, S *b, long p, long N, long h, long w,       \
+                                           long o) {                                               \
+        input_transform<T, S>(a, b, p, N, h, w, o);                                                \
     }                                                                                              \
-    extern "C" void output_transform_##name(const T *a, T *b, long p, long N, long h, long w, long o) {    \
-        output_transform<T>(a, b, p, N, h, w, o);                                                     \
+    extern "C" void output_transform_##name(const S *a, T *b, long p, long N, long h, long w,      \
+                                            long o) {                                              \
+        output_transform<T, S>(a, b, p, N, h, w, o);                                               \
     }                                                                                              \
-    extern "C" void block_forward_##name(const T *a, const T *b, const T *c, const T *d, T *e,     \
-                                         T *f, T *g, double eps, long p, long N, long h, long w, long o) { \
-        block_forward<T>(a, b, c, d, eps, e, f, g, p, N, h, w, o);                                    \
+    extern "C" void block_forward_##name(const S *a, const T *b, const T *c, const T *d, T *e,     \
+                                         T *f, T *g, double eps, long p, long N, long h, long w,   \
+                                         long o) {                                                 \
+        block_forward<T, S>(a, b, c, d, eps, e, f, g, p, N, h, w, o);                              \
     }                                                                                              \
     extern "C" void block_backward_##name(const T *a, const T *b, const T *c, const T *d,          \
-                                          const T *e, T *f, T *g, T *i, T *j, T *k, long p, long N,        \
-                                          long h, long w, long o) {                                \
-        block_backward<T>(a, b, c, d, e, f, g, i, j, k, p, N, h, w, o);                               \
-    }                                                                                              \
+                                          const T *e, S *f, S *g, T *i, T *j, T *k, long p,        \
+                                          long N, long h, long w, long o) {                        \
+        block_backward<T, S>(a, b, c, d, e, f, g, i, j, k, p, N, h, w, o);                         \
+    }
+
+#define FOR_TYPE(T, name)                                                                          \
+    FOR_PRODUCTS(T, T, name)                                                                       \
     extern "C" void first_forward_##name(const T *a, const T *b, const T *c, const T *d,           \
                                          const T *e, T *f, double eps, long N, long ch, long h,    \
                                          long w, long o) {                                         \
@@ -346,3 +377,4 @@ void first_backward(const T *slope, const T *images, const T *weight, const T *b
 
 FOR_TYPE(float, float32)
 FOR_TYPE(double, float64)
+FOR_PRODUCTS(float, bfloat16, float32_bfloat16)

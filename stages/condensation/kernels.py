@@ -21,6 +21,10 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 """C++17, as its vectors hold numbers that have to lie at multiples of 64 bytes."""
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+"""What is computed in."""
+
+LOWER = torch.bfloat16
+"""What products of matrices may take and give instead, where the rest is float32."""
 
 VECTOR_BYTES = 64
 """Channels are computed so many bytes at a time: their number has to be a multiple."""
@@ -62,10 +66,15 @@ def discard() -> None:
     _library.clear()
 
 
+def built() -> bool:
+    """Whether they are there to be used."""
+    return bool(_library)
+
+
 def usable(dtype: torch.dtype, channels: int) -> bool:
     """Whether the kernels are built and take these channels."""
     return (
-        bool(_library)
+        built()
         and dtype in DTYPES
         and channels % (VECTOR_BYTES // dtype.itemsize) == 0
         and torch.get_num_threads() <= MOST_THREADS
@@ -77,12 +86,14 @@ def call(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
 
     Args:
         name: Of the function, without its type.
-        arguments: Tensors of one type, laid out as the kernel reads or fills them, and numbers.
+        arguments: Tensors, laid out as the kernel reads or fills them, and numbers. The tensors are
+            of one type, or those of products of matrices are `LOWER`, the others float32.
         sizes: The integers that come last.
     """
     dtypes = {value.dtype for value in arguments if isinstance(value, Tensor)}
-    assert len(dtypes) == 1
-    function = getattr(_library[0], f"{name}_{DTYPES[dtypes.pop()]}")
+    lower = "_bfloat16" if LOWER in dtypes else ""
+    (computed,) = dtypes - {LOWER}
+    function = getattr(_library[0], f"{name}_{DTYPES[computed]}{lower}")
     function.restype = None
     values = [
         ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else ctypes.c_double(value)

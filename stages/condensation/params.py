@@ -129,8 +129,8 @@ class Condense:
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
     # Not in their text: files of float32 say nothing of it (`describe` in condense.py adds others).
-    real_precision: str = field(
-        repr=False, metadata=_registered("precisions.py", "PRECISIONS").metadata
+    real_precision: str | None = field(
+        repr=False, metadata=_registered("precisions.py", "PRECISIONS").metadata | {"auto": True}
     )
     augmentation: str | None = field(
         metadata={"choices": ("none", "dsa", "dsa_without_flip"), "auto": True}

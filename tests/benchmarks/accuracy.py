@@ -25,12 +25,12 @@ from benchmarks.figures import DPI, curves
 from benchmarks.measure import Record, rounded
 from benchmarks.summaries import summarise
 from benchmarks.tables import show_accuracy
-from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem, has_bfloat16, plain
+from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem, plain
 from condensation.allocator import keep_freed_memory
 from condensation.checkpoints import Checkpoints
 from condensation.confusion import overall_accuracy
 from condensation.datasets import Dataset, load_scoring, load_training
-from condensation.devices import choose_device
+from condensation.devices import choose_device, has_bfloat16
 from condensation.figure_style import save
 from condensation.files import check_writable, write_json
 from condensation.image_sets import ImageSet

@@ -22,6 +22,7 @@ from condensation.allocator import keep_freed_memory
 from condensation.augmentation import apply_augmentation, crop_scale_rotate
 from condensation.compilation import choose_kernels
 from condensation.curvature import CURVATURE_FORMS
+from condensation.devices import has_bfloat16
 from condensation.distances import DISTANCES
 from condensation.loops import default_loops
 from condensation.matching import EAGER, Curvature, Engine, draw_probes, make_matching_step
@@ -264,16 +265,20 @@ def evaluation(case: Case, device: torch.device, side: str) -> Run:
 
 LADDER = (
     *("reference", "classes side by side", "+ freed memory kept", "+ blocks in the cache"),
-    *("+ fused operators", "+ compiled"),
+    *("+ fused operators", "+ compiled", "+ products in bfloat16"),
 )
-"""What the engine does, one thing after the other; the last is all of it."""
+"""What the engine does, one thing after the other; the last is asked for (`real_precision`)."""
 
 
 def ladder(case: Case, device: torch.device, side: str) -> Run:
     """The image step with what `LADDER` lists, down to the named one."""
-    if side in (LADDER[0], LADDER[-1]):
-        return step(case, device, "reference" if side == LADDER[0] else "engine")
-    inputs, rung = Inputs(case, device), LADDER.index(side)
+    rung = LADDER.index(side)
+    if rung in (0, 5):
+        return step(case, device, "engine" if rung else "reference")
+    if rung == 6:
+        inputs = Inputs(case, device, Engine(autocast=PRECISIONS["bfloat16"]))
+        return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
+    inputs = Inputs(case, device)
     if rung >= 2:
         keep_freed_memory()
     if rung < 3:
@@ -332,11 +337,17 @@ def _two(device: torch.device) -> tuple[str, ...]:
     return "reference", "engine"
 
 
+def _ladder(device: torch.device) -> tuple[str, ...]:
+    if device.type != "cpu":
+        return ()
+    return LADDER if has_bfloat16(device) else LADDER[:-1]
+
+
 KINDS: dict[str, Kind] = {
     "step": Kind(_two, step),
     "iteration": Kind(_two, iteration),
     "evaluation": Kind(_two, evaluation),
-    "ladder": Kind(lambda device: LADDER if device.type == "cpu" else (), ladder),
+    "ladder": Kind(_ladder, ladder),
     "ladder on CUDA": Kind(
         lambda device: CUDA_LADDER if device.type == "cuda" else (), cuda_ladder
     ),
@@ -365,6 +376,7 @@ def _in_order() -> Iterator[Case]:
     yield Case(ipc=1, real=256)
     yield Case(ipc=10, real=256)
     yield Case(kind="ladder")
+    yield Case(kind="ladder", real=256)
     yield Case(kind="ladder on CUDA", real=256)
     yield Case(kind="determinism")
     yield Case(kind="processes")

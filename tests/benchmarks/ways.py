@@ -8,9 +8,8 @@ Shapes: C = classes, N = synthetic images, class after class, image = (ch, h, w)
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -115,11 +114,10 @@ def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Itera
         compiled: Of `Problem.choose_engine`.
         precision: A key of `PRECISIONS`, of the gradients on real images.
     """
-    settings = replace(problem.params.condense, real_precision=precision)
-    params = replace(problem.params, condense=settings)
+    params, settings = problem.params, problem.params.condense
     network, draws, images = problem.network(), problem.draws(), problem.initial()[None]
     blocks = deal(1, problem.dataset.num_classes, 1)[0]
-    match = make_match(params, network, problem.counts, draws, blocks, compiled)
+    match = make_match(params, network, problem.counts, draws, blocks, compiled, precision)
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
     for iteration in range(1, settings.iterations + 1):
         images.grad = match(images, draws.thetas(network, iteration), iteration, 0).gradient
@@ -132,17 +130,6 @@ def _rate(params: Params, iteration: int) -> float:
     settings = params.condense
     factor = SCHEDULES[settings.image_schedule]((iteration - 1) / settings.iterations)
     return settings.image_learning_rate * factor
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device calculates in bfloat16 itself; of a CPU, if Linux tells."""
-    if device.type == "cuda":
-        supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
-        return supported
-    try:
-        return "bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
 
 
 Way = Callable[[Problem, bool], Iterator[Tensor]]
