@@ -11,11 +11,14 @@ those that match the curvature of the two sides; those that weigh the gap betwee
 the curvature of the real side are in `gap_metrics.py`.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from condensation.curvature_sides import Constants, CurvatureForm, RealSide, SyntheticSide
 from condensation.derivatives import (
+    constant_gradient_and_product,
     constant_hessian_vector_product,
     constant_loss_gradient,
     hessian_vector_product,
@@ -29,6 +32,7 @@ from condensation.gap_metrics import (
     inverse_gauss_newton_of_gap,
     weigh_gap,
 )
+from condensation.networks import Theta
 
 LOOKAHEAD_STEP = 0.01
 """Length eta of the SGD step of `lookahead`: the learning rate of the published inner loop."""
@@ -42,6 +46,15 @@ def real_products(real: RealSide) -> Constants:
         )
         for probe in real.probes
     ]
+
+
+def gradient_and_real_products(real: RealSide) -> tuple[Theta, Constants]:
+    """Return g_T, and H_T v for each probe v: the first of them in the same pass."""
+    first, *others = real.probes
+    gradient, product = constant_gradient_and_product(
+        real.theta, real.network, real.images, real.labels, first, real.block_size
+    )
+    return gradient, [product, *real_products(replace(real, probes=others))]
 
 
 def match_products(
@@ -88,7 +101,7 @@ def match_gradients_ahead(synthetic: SyntheticSide, distance: Distance, ahead: C
 
 
 CURVATURE_FORMS: dict[str, CurvatureForm] = {
-    "hvp": CurvatureForm(real_products, match_products),
+    "hvp": CurvatureForm(real_products, match_products, with_gradient=gradient_and_real_products),
     "lookahead": CurvatureForm(step_along_real_gradient, match_gradients_ahead),
     "quadratic": CurvatureForm(hessian_of_gap, weigh_gap, needs_gap=True),
     "ggn": CurvatureForm(gauss_newton_of_gap, weigh_gap, needs_gap=True),

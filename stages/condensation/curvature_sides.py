@@ -25,7 +25,7 @@ class RealSide:
         network: The network as a function of them.
         images: (R, ch, h, w), normalised.
         labels: (R,), all the same class.
-        gradient: g_T.
+        gradient: g_T; empty for `with_gradient`.
         probes: Vectors v of the shape of theta.
         gap: g_T - g_S as a constant, for the forms that need it.
         block_size: Images that go through the network at once.
@@ -74,8 +74,11 @@ class CurvatureForm:
         constants: From the real images, before anything is differentiated.
         term: Q, (), differentiable with respect to the synthetic images.
         needs_gap: Whether `constants` takes g_T - g_S.
+        with_gradient: The same and g_T in one pass, if that takes less, of a network that
+            `has_tangents` and with probes that do not depend on g_T.
     """
 
     constants: Callable[[RealSide], Constants]
     term: Callable[[SyntheticSide, Distance, Constants], Tensor]
     needs_gap: bool = False
+    with_gradient: Callable[[RealSide], tuple[Theta, Constants]] | None = None

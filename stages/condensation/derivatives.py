@@ -91,7 +91,8 @@ def constant_loss_gradient(
         return torch.autograd.grad(loss, list(leaves.values()))
 
     if not compiled:
-        return _sum_over_blocks(of_block, theta, images, labels, block_size)
+        (gradient,) = _sum_over_blocks(of_block, theta, images, labels, block_size)
+        return gradient
 
     assert not network.batch_norms
     graph, factor = compiled_gradient(network.module, autocast), factor_of(images)
@@ -100,7 +101,9 @@ def constant_loss_gradient(
         constants = {name: value.detach().contiguous() for name, value in leaves.items()}
         return list(graph(constants, network.statistics, block, block_labels, factor).values())
 
-    return _sum_over_blocks(of_graph, theta, *filled(images, labels, block_size), block_size)
+    filled_up = filled(images, labels, block_size)
+    (gradient,) = _sum_over_blocks(of_graph, theta, *filled_up, block_size)
+    return gradient
 
 
 def constant_hessian_vector_product(
@@ -111,15 +114,58 @@ def constant_hessian_vector_product(
     vector: Theta,
     block_size: int,
 ) -> Theta:
-    """Return H v as a constant, a block of images at a time; see `hessian_vector_product`."""
+    """Return H v as a constant, a block of images at a time.
+
+    As the gradient of dl/dtheta v, which comes from one pass of the logits z and their derivative
+    z' along v: with p = softmax(z) and one-hot labels e, it is <p - e, z'>. Where a layer has no
+    rule for that (`tangents.py`), as `hessian_vector_product`.
+    """
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
+        logits, slope = network.with_tangent(leaves, vector, block)
+        along = part * _slope_of_loss(logits, slope, block_labels)
+        return torch.autograd.grad(along, list(leaves.values()), materialize_grads=True)
+
+    def without_rules(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         loss = part * classification_loss(leaves, network, block, block_labels)
         gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
         slope = inner_product(dict(zip(leaves, gradient, strict=True)), vector)
         return torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
 
-    return _sum_over_blocks(of_block, theta, images, labels, block_size)
+    function = of_block if network.has_tangents else without_rules
+    (product,) = _sum_over_blocks(function, theta, images, labels, block_size)
+    return product
+
+
+def constant_gradient_and_product(
+    theta: Theta,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    vector: Theta,
+    block_size: int,
+) -> tuple[Theta, Theta]:
+    """Return g and H v as constants, in one pass of a network that `has_tangents`.
+
+    dl/dtheta v is linear in v, and its gradient with respect to v is g: for it the pass that gives
+    H v (`constant_hessian_vector_product`) takes one product of matrices more in each layer.
+    """
+
+    def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
+        moving = {name: vector[name].detach().requires_grad_() for name in leaves}
+        logits, slope = network.with_tangent(leaves, moving, block)
+        along = part * _slope_of_loss(logits, slope, block_labels)
+        inputs = [*moving.values(), *leaves.values()]
+        return torch.autograd.grad(along, inputs, materialize_grads=True)
+
+    gradient, product = _sum_over_blocks(of_block, theta, images, labels, block_size, results=2)
+    return gradient, product
+
+
+def _slope_of_loss(logits: Tensor, slope: Tensor, labels: Tensor) -> Tensor:
+    # Of the mean cross-entropy, along the direction in which `slope` is that of the logits.
+    away = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
+    return (away * slope).sum() / len(labels)
 
 
 def constant_gauss_newton_vector_product(
@@ -134,11 +180,19 @@ def constant_gauss_newton_vector_product(
 
     J is the derivative of the logits z with respect to theta, L = diag(p) - p p' the Hessian of the
     cross-entropy with respect to z (Schraudolph, "Fast Curvature Matrix-Vector Products for
-    Second-Order Gradient Descent", 2002). L is positive semidefinite, so v' G v >= 0. J v is the
-    derivative of <J' u, v> with respect to u.
+    Second-Order Gradient Descent", 2002). L is positive semidefinite, so v' G v >= 0. J v is what
+    `tangents.py` calculates, and J' u the gradient of <u, J v> with respect to v; where a layer has
+    no rule there, J v is the derivative of <J' u, v> with respect to u.
     """
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
+        constants = {name: value.detach() for name, value in leaves.items()}
+        moving = {name: vector[name].detach().requires_grad_() for name in leaves}
+        logits, pushed = network.with_tangent(constants, moving, block)
+        weighed = part * _curved(logits, pushed.detach()) / len(block)
+        return torch.autograd.grad(pushed, list(moving.values()), weighed, materialize_grads=True)
+
+    def without_rules(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         logits = network(leaves, block)
         direction = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(
@@ -146,14 +200,18 @@ def constant_gauss_newton_vector_product(
         )
         slope = inner_product(dict(zip(leaves, pulled, strict=True)), vector)
         (pushed,) = torch.autograd.grad(slope, direction, retain_graph=True)
-        with torch.no_grad():
-            probability = logits.softmax(1)
-            weighed = probability * (pushed - (probability * pushed).sum(1, keepdim=True))
-        return torch.autograd.grad(
-            logits, list(leaves.values()), part * weighed / len(block), materialize_grads=True
-        )
+        weighed = part * _curved(logits.detach(), pushed) / len(block)
+        return torch.autograd.grad(logits, list(leaves.values()), weighed, materialize_grads=True)
 
-    return _sum_over_blocks(of_block, theta, images, labels, block_size)
+    function = of_block if network.has_tangents else without_rules
+    (product,) = _sum_over_blocks(function, theta, images, labels, block_size)
+    return product
+
+
+def _curved(logits: Tensor, directions: Tensor) -> Tensor:
+    # L u of each image, for u (B, C).
+    probability = logits.softmax(1)
+    return probability * (directions - (probability * directions).sum(1, keepdim=True))
 
 
 def _sum_over_blocks(
@@ -162,17 +220,21 @@ def _sum_over_blocks(
     images: Tensor,
     labels: Tensor,
     block_size: int,
-) -> Theta:
+    results: int = 1,
+) -> list[Theta]:
     # `of_block` takes theta, ready to be differentiated by; the block's share of the batch; the
-    # block's images and labels.
+    # block's images and labels. It gives so many results of the shape of theta, one after another.
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
 
-    def in_blocks(size: int) -> Theta:
-        total = {name: torch.zeros_like(value) for name, value in theta.items()}
+    def in_blocks(size: int) -> list[Theta]:
+        totals = [
+            {name: torch.zeros_like(value) for name, value in theta.items()} for _ in range(results)
+        ]
+        values = [value for total in totals for value in total.values()]
         for block, block_labels in zip(images.split(size), labels.split(size), strict=True):
             parts = of_block(leaves, len(block) / len(images), block, block_labels)
-            for value, addend in zip(total.values(), parts, strict=True):
+            for value, addend in zip(values, parts, strict=True):
                 value += addend
-        return total
+        return totals
 
     return with_less_memory(in_blocks, block_size, labels.device.type)

@@ -47,7 +47,7 @@ class FusedSequential(nn.Sequential):
         lower = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         while position < len(layers):
             block = layers[position : position + 4]
-            if _is_block(block) and _fits(images, block[0], lower):
+            if is_block(block) and fits(images, block[0], lower):
                 with torch.autocast("cpu", enabled=False):
                     images = _block(images, block[0], block[1], lower)
                 position += 4
@@ -61,12 +61,13 @@ def fused(module: nn.Module) -> nn.Module:
     """Return the module with its blocks fused; without any, the module itself."""
     if type(module) is nn.Sequential:
         layers = list(module)
-        if any(_is_block(layers[position : position + 4]) for position in range(len(layers))):
+        if any(is_block(layers[position : position + 4]) for position in range(len(layers))):
             return FusedSequential(OrderedDict(module.named_children()))
     return module
 
 
-def _is_block(layers: list[nn.Module]) -> bool:
+def is_block(layers: list[nn.Module]) -> bool:
+    """Whether these are the layers that are fused."""
     if len(layers) < 4:
         return False
     convolution, norm, activation, pool = layers
@@ -82,17 +83,18 @@ def _is_block(layers: list[nn.Module]) -> bool:
     )
 
 
-def _fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None) -> bool:
+def fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None = None) -> bool:
+    """Whether a block takes images (N, c, h, w); with products in a lower precision, if one is."""
     assert isinstance(convolution, nn.Conv2d)
     border = 2 * int(convolution.padding[0]) - 2
     height, width = images.shape[-2] + border, images.shape[-1] + border
     if images.device.type != "cpu" or height % 2 or width % 2 or min(height, width) <= 0:
         return False
-    return lower is None or lower == kernels.LOWER and _kernel(images, convolution) is not None
+    return lower is None or lower == kernels.LOWER and kernel_for(images, convolution) is not None
 
 
-def _kernel(images: Tensor, convolution: nn.Conv2d) -> type[torch.autograd.Function] | None:
-    # What computes the block by compiled kernels, if anything does.
+def kernel_for(images: Tensor, convolution: nn.Conv2d) -> type[torch.autograd.Function] | None:
+    """Return what computes the block of images (N, c, h, w) by compiled kernels, if it is there."""
     if not kernels.usable(images.dtype, convolution.out_channels):
         return None
     if convolution.in_channels < FEWEST_CHANNELS:
@@ -120,7 +122,7 @@ def _block(
     assert convolution.bias is not None
     padding = int(convolution.padding[0])
     parameters = (convolution.weight, convolution.bias, norm.weight, norm.bias, norm.eps)
-    kernel, channels_last = _kernel(images, convolution), images.permute(0, 2, 3, 1)
+    kernel, channels_last = kernel_for(images, convolution), images.permute(0, 2, 3, 1)
     pooled: Tensor
     if kernel is FirstBlock:
         pooled = FirstBlock.apply(images, *parameters, padding)

@@ -290,6 +290,20 @@ inline void convolve(const T *image, const T *weight, Vec<T> bias, Vec<T> *out, 
     }
 }
 
+// Add to the slopes of the nine weights of a channel, whose image is `w` numbers wide.
+template <typename T>
+inline void add_products(const Vec<T> *slopes, const T *image, T *of_weight, long w, long H, long W,
+                         long o) {
+    Vec<T> sums[9] = {};
+    for (long y = 0; y < H; y++)
+        for (long x = 0; x < W; x++) {
+            const T *at = image + y * w + x;
+            Vec<T> value = slopes[y * W + x];
+            for (int t = 0; t < 9; t++) sums[t] += value * at[t / 3 * w + t % 3];
+        }
+    for (int t = 0; t < 9; t++) store(of_weight + t * o, load(of_weight + t * o) + sums[t]);
+}
+
 template <typename T>
 void first_forward(const T *images, const T *weight, const T *bias, const T *scale, const T *shift,
                    T eps, T *pooled, long N, long c, long h, long w, long o) {
@@ -324,18 +338,227 @@ void first_backward(const T *slope, const T *images, const T *weight, const T *b
             norm_backward<T>(scratch.data(), W, slope + n * H * W / 4 * o + j, inverse,
                              load(scale + j), load(shift + j), H, W, o, of_scale + j, of_shift + j,
                              of_bias + j);
-            for (long a = 0; a < c; a++) {
-                Vec<T> sums[9] = {};
-                for (long y = 0; y < H; y++)
-                    for (long x = 0; x < W; x++) {
-                        const T *at = images + ((n * c + a) * h + y) * w + x;
-                        Vec<T> value = scratch[y * W + x];
-                        for (int t = 0; t < 9; t++) sums[t] += value * at[t / 3 * w + t % 3];
-                    }
-                for (int t = 0; t < 9; t++) {
-                    T *to = of_weight + (a * 9 + t) * o + j;
-                    store(to, load(to) + sums[t]);
+            for (long a = 0; a < c; a++)
+                add_products<T>(scratch.data(), images + (n * c + a) * h * w,
+                                of_weight + a * 9 * o + j, w, H, W, o);
+        }
+}
+
+// The same blocks with the slopes of all along one direction of the parameters (`dual_blocks.py`).
+
+// Replace slopes of p vectors by those of the normalised ones; `along` is what of each normalised
+// vector is taken off for it, 1 / standard deviation times the mean of normalised * slope.
+template <typename T>
+inline void normalise_slopes(const Vec<T> *normalised, Vec<T> *slopes, long p, Vec<T> inverse,
+                             Vec<T> &along) {
+    Vec<T> sums[4] = {}, aligned[4] = {};
+    for (long i = 0; i < p; i++) {
+        sums[i & 3] += slopes[i];
+        aligned[i & 3] += normalised[i] * slopes[i];
+    }
+    Vec<T> mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / T(p);
+    along = ((aligned[0] + aligned[1]) + (aligned[2] + aligned[3])) / T(p) * inverse;
+    for (long i = 0; i < p; i++) slopes[i] = (slopes[i] - mean) * inverse - normalised[i] * along;
+}
+
+// The slope of `pool`: the mean of each 2 x 2 where ReLU lets it through.
+template <typename T>
+inline void pool_slopes(const Vec<T> *pixels, const Vec<T> *slopes, Vec<T> scale, Vec<T> shift,
+                        Vec<T> scale_slope, Vec<T> shift_slope, T *pooled, long h, long w, long o) {
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, pooled += o) {
+            Vec<T> sum = {};
+            for (int e = 0; e < 4; e++) {
+                long place = (y + e / 2) * w + x + e % 2;
+                Vec<T> at = pixels[place];
+                Vec<T> slope = slopes[place] * scale + at * scale_slope + shift_slope;
+                sum += at * scale + shift > Vec<T>{} ? slope : Vec<T>{};
+            }
+            store(pooled, sum * T(0.25));
+        }
+}
+
+// Normalised pixels and their slopes are replaced by the slopes of a sum <a, pooled> + <b, slopes
+// of pooled> with respect to what was normalised and to its slope; rows are `row` vectors apart.
+// With n, n' for them, s for `inverse`, k for `along`, means over the pixels, and a, b spread over
+// those of each 2 x 2 that ReLU lets through:
+//     p = scale a + scale' b,  q = scale b
+//     of n's origin: s (p - mean p - k (q - mean q) - n' mean(q n) - n (mean(q n' + p n) - k mean(q n)))
+//     of n''s:       s (q - mean q - n mean(q n))
+template <typename T>
+inline void dual_norm_backward(Vec<T> *pixels, Vec<T> *slopes, long row, const T *a, const T *b,
+                               Vec<T> inverse, Vec<T> along, Vec<T> scale, Vec<T> shift,
+                               Vec<T> scale_slope, long h, long w, long o, T *const *sums, long j) {
+    Vec<T> of_a = {}, of_b = {}, a_n = {}, b_n = {}, b_slope = {}, zero = {};
+    long place = 0;
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, place += o) {
+            Vec<T> from_a = load(a + place) * T(0.25), from_b = load(b + place) * T(0.25);
+            for (int e = 0; e < 4; e++) {
+                long pixel = (y + e / 2) * row + x + e % 2;
+                Vec<T> n = pixels[pixel];
+                auto open = n * scale + shift > zero;
+                Vec<T> kept_a = open ? from_a : zero, kept_b = open ? from_b : zero;
+                of_a += kept_a;
+                of_b += kept_b;
+                a_n += kept_a * n;
+                b_n += kept_b * n;
+                b_slope += kept_b * slopes[pixel];
+            }
+        }
+    auto add = [&](int which, Vec<T> value) {
+        store(sums[which] + j, load(sums[which] + j) + value);
+    };
+    add(0, a_n + b_slope);
+    add(1, of_a);
+    add(3, b_n);
+    add(4, of_b);
+    Vec<T> mean_p = (scale * of_a + scale_slope * of_b) / T(h * w), mean_q = scale * of_b / T(h * w),
+           q_n = scale * b_n / T(h * w),
+           rest = (scale * b_slope + scale * a_n + scale_slope * b_n) / T(h * w) - along * q_n;
+    Vec<T> factor_a = inverse * scale, factor_b = inverse * (scale_slope - along * scale),
+           factor_slope = inverse * q_n, factor_n = inverse * rest,
+           offset = inverse * (mean_p - along * mean_q), offset_q = inverse * mean_q;
+    Vec<T> bias = {}, bias_slope = {};
+    place = 0;
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, place += o) {
+            Vec<T> from_a = load(a + place) * T(0.25), from_b = load(b + place) * T(0.25);
+            Vec<T> both = from_a * factor_a + from_b * factor_b, other = from_b * factor_a;
+            for (int e = 0; e < 4; e++) {
+                long pixel = (y + e / 2) * row + x + e % 2;
+                Vec<T> n = pixels[pixel], slope = slopes[pixel];
+                auto open = n * scale + shift > zero;
+                Vec<T> first = (open ? both : zero) - slope * factor_slope - n * factor_n - offset;
+                Vec<T> second = (open ? other : zero) - n * factor_slope - offset_q;
+                bias += first;
+                bias_slope += second;
+                pixels[pixel] = first;
+                slopes[pixel] = second;
+            }
+        }
+    add(2, bias);
+    add(5, bias_slope);
+}
+
+template <typename T>
+void dual_forward(const T *products, const T *product_slopes, const T *parameters, T eps,
+                  T *normalised, T *slopes, T *inverses, T *alongs, T *pooled, T *pooled_slopes,
+                  long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    std::vector<Vec<T>> pixels(h * w), moving(h * w);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            Vec<T> p[6], inverse, along;
+            for (int e = 0; e < 6; e++) p[e] = load(parameters + e * o + j);
+            long place = n * h * w / 16 * o + j;
+            for (long y = 0; y < h; y += 4)
+                for (long x = 0; x < w; x += 4, place += o) {
+                    inverse_tile<T, T>(products + place, plane, &pixels[y * w + x], w);
+                    inverse_tile<T, T>(product_slopes + place, plane, &moving[y * w + x], w);
                 }
+            for (auto &pixel : pixels) pixel += p[2];
+            normalise<T>(pixels.data(), h * w, eps, inverse);
+            normalise_slopes<T>(pixels.data(), moving.data(), h * w, inverse, along);
+            store(inverses + n * o + j, inverse);
+            store(alongs + n * o + j, along);
+            std::memcpy(normalised + (n * o + j) * h * w, pixels.data(), h * w * sizeof(Vec<T>));
+            std::memcpy(slopes + (n * o + j) * h * w, moving.data(), h * w * sizeof(Vec<T>));
+            long out = n * h * w / 4 * o + j;
+            pool<T>(pixels.data(), p[0], p[1], pooled + out, h, w, o);
+            pool_slopes<T>(pixels.data(), moving.data(), p[0], p[1], p[3], p[4],
+                           pooled_slopes + out, h, w, o);
+        }
+}
+
+template <typename T>
+void dual_backward(const T *a, const T *b, const T *normalised, const T *slopes, const T *inverses,
+                   const T *alongs, const T *parameters, T *of_products, T *of_product_slopes,
+                   T *tiles, T *tile_slopes, T *sums, long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long row = w + 2;
+    T *each[6];
+    for (int e = 0; e < 6; e++) each[e] = sums + e * o;
+    std::vector<Vec<T>> pixels((h + 2) * row, Vec<T>{}), moving((h + 2) * row, Vec<T>{});
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            long kept = (n * o + j) * h * w, out = n * h * w / 4 * o + j;
+            for (long y = 0; y < h; y++) {
+                std::memcpy(&pixels[(y + 1) * row + 1], normalised + kept + y * w * V,
+                            w * sizeof(Vec<T>));
+                std::memcpy(&moving[(y + 1) * row + 1], slopes + kept + y * w * V,
+                            w * sizeof(Vec<T>));
+            }
+            dual_norm_backward<T>(&pixels[row + 1], &moving[row + 1], row, a + out, b + out,
+                                  load(inverses + n * o + j), load(alongs + n * o + j),
+                                  load(parameters + j), load(parameters + o + j),
+                                  load(parameters + 3 * o + j), h, w, o, each, j);
+            long place = n * h * w / 16 * o + j;
+            for (long y = 0; y < h; y += 4)
+                for (long x = 0; x < w; x += 4, place += o) {
+                    long tile = (y + 1) * row + x + 1, window = y * row + x;
+                    transform_tile<T, T>(&pixels[tile], row, of_products + place, plane);
+                    transform_tile<T, T>(&moving[tile], row, of_product_slopes + place, plane);
+                    transform_window<T, T>(&pixels[window], row, tiles + place, plane);
+                    transform_window<T, T>(&moving[window], row, tile_slopes + place, plane);
+                }
+        }
+}
+
+// The first block, of constant images: `weights` and `parameters` with their slopes behind them.
+template <typename T>
+inline void first_dual(const T *image, const T *weights, const T *parameters, T eps,
+                       Vec<T> *pixels, Vec<T> *moving, Vec<T> &inverse, Vec<T> &along, long c,
+                       long h, long w, long o) {
+    long p = (h - 2) * (w - 2);
+    convolve<T>(image, weights, load(parameters + 2 * o), pixels, c, h, w, o);
+    convolve<T>(image, weights + 9 * c * o, load(parameters + 5 * o), moving, c, h, w, o);
+    normalise<T>(pixels, p, eps, inverse);
+    normalise_slopes<T>(pixels, moving, p, inverse, along);
+}
+
+template <typename T>
+void first_dual_forward(const T *images, const T *weights, const T *parameters, T eps, T *pooled,
+                        T *pooled_slopes, long N, long c, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2;
+    std::vector<Vec<T>> pixels(H * W), moving(H * W);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            Vec<T> inverse, along;
+            first_dual<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
+                          moving.data(), inverse, along, c, h, w, o);
+            Vec<T> scale = load(parameters + j), shift = load(parameters + o + j);
+            long out = n * H * W / 4 * o + j;
+            pool<T>(pixels.data(), scale, shift, pooled + out, H, W, o);
+            pool_slopes<T>(pixels.data(), moving.data(), scale, shift, load(parameters + 3 * o + j),
+                           load(parameters + 4 * o + j), pooled_slopes + out, H, W, o);
+        }
+}
+
+template <typename T>
+void first_dual_backward(const T *a, const T *b, const T *images, const T *weights,
+                         const T *parameters, T eps, T *of_weights, T *sums, long N, long c, long h,
+                         long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2;
+    T *each[6];
+    for (int e = 0; e < 6; e++) each[e] = sums + e * o;
+    std::vector<Vec<T>> pixels(H * W), moving(H * W);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            Vec<T> inverse, along;
+            first_dual<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
+                          moving.data(), inverse, along, c, h, w, o);
+            long out = n * H * W / 4 * o + j;
+            dual_norm_backward<T>(pixels.data(), moving.data(), W, a + out, b + out, inverse, along,
+                                  load(parameters + j), load(parameters + o + j),
+                                  load(parameters + 3 * o + j), H, W, o, each, j);
+            for (long channel = 0; channel < c; channel++) {
+                const T *image = images + (n * c + channel) * h * w;
+                T *to = of_weights + channel * 9 * o + j;
+                add_products<T>(pixels.data(), image, to, w, H, W, o);
+                add_products<T>(moving.data(), image, to + 9 * c * o, w, H, W, o);
             }
         }
 }
@@ -373,6 +596,26 @@ void first_backward(const T *slope, const T *images, const T *weight, const T *b
                                           const T *e, const T *f, T *g, T *i, T *j, T *k,          \
                                           double eps, long N, long ch, long h, long w, long o) {   \
         first_backward<T>(a, b, c, d, e, f, eps, g, i, j, k, N, ch, h, w, o);                      \
+    }                                                                                              \
+    extern "C" void dual_forward_##name(const T *a, const T *b, const T *c, T *d, T *e, T *f,      \
+                                        T *g, T *i, T *j, double eps, long p, long N, long h,      \
+                                        long w, long o) {                                          \
+        dual_forward<T>(a, b, c, eps, d, e, f, g, i, j, p, N, h, w, o);                            \
+    }                                                                                              \
+    extern "C" void dual_backward_##name(const T *a, const T *b, const T *c, const T *d,           \
+                                         const T *e, const T *f, const T *g, T *i, T *j, T *k,     \
+                                         T *l, T *m, long p, long N, long h, long w, long o) {     \
+        dual_backward<T>(a, b, c, d, e, f, g, i, j, k, l, m, p, N, h, w, o);                       \
+    }                                                                                              \
+    extern "C" void first_dual_forward_##name(const T *a, const T *b, const T *c, T *d, T *e,      \
+                                              double eps, long N, long ch, long h, long w,         \
+                                              long o) {                                            \
+        first_dual_forward<T>(a, b, c, eps, d, e, N, ch, h, w, o);                                 \
+    }                                                                                              \
+    extern "C" void first_dual_backward_##name(const T *a, const T *b, const T *c, const T *d,     \
+                                               const T *e, T *f, T *g, double eps, long N,         \
+                                               long ch, long h, long w, long o) {                  \
+        first_dual_backward<T>(a, b, c, d, e, eps, f, g, N, ch, h, w, o);                          \
     }
 
 FOR_TYPE(float, float32)

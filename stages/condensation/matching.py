@@ -19,7 +19,7 @@ after class, R = real images of a class, image = (ch, h, w).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -154,28 +154,22 @@ def match_class(
     assert not engine.compiled
     images, seen, real = _augmented(synthetic, real, augmentation)
     real_labels = torch.full((len(real),), class_index, device=real.device)
-    target = _real_gradient(theta, network, real, real_labels, engine)
     labels = torch.full((len(images),), class_index, device=images.device)
     gradient = loss_gradient(theta, network, seen, labels)
-    loss = distance(gradient, target)
-    zero = torch.zeros_like(loss).detach()
     if curvature is None:
+        target = _real_gradient(theta, network, real, real_labels, engine)
+        loss = distance(gradient, target)
         (of_distance,) = torch.autograd.grad(loss, images)
+        zero = torch.zeros_like(loss).detach()
         return Matched(of_distance, loss.detach(), zero, zero, zero)
 
-    probes = probes or [target]
-    real_side = _real_side(
-        theta, network, real, real_labels, target, probes, gradient, curvature, engine
+    target, probes, constants = _of_real(
+        theta, network, real, real_labels, probes, gradient, curvature, engine
     )
-    constants = curvature.form.constants(real_side)
+    loss = distance(gradient, target)
+    own, part = _part(theta, network, curvature)
     side = SyntheticSide(
-        real_side.theta,
-        real_side.network,
-        seen,
-        labels,
-        part_of(gradient, real_side.theta),
-        real_side.gradient,
-        real_side.probes,
+        own, part, seen, labels, part_of(gradient, own), part_of(target, own), probes
     )
     term = curvature.form.term(side, distance, constants)
     (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
@@ -218,26 +212,18 @@ def match_classes(
         sides.append((leaf, seen))
         real_labels = torch.full((len(batch),), first_class + c, device=batch.device)
         labels = torch.full((len(images),), first_class + c, device=images.device)
-        target = _real_gradient(theta, network, batch, real_labels, engine)
-        own: Sequence[Theta] = []
-        constants: Constants = []
-        if curvature is not None:
+        if curvature is None:
+            target = _real_gradient(theta, network, batch, real_labels, engine)
+            own: list[Theta] = []
+            constants: Constants = []
+        else:
             gradient = {}
             if curvature.form.needs_gap:
                 gradient = loss_gradient(theta, network, seen.detach(), labels)
-            side = _real_side(
-                theta,
-                network,
-                batch,
-                real_labels,
-                target,
-                probes or [target],
-                gradient,
-                curvature,
-                engine,
+            target, own, constants = _of_real(
+                theta, network, batch, real_labels, probes, gradient, curvature, engine
             )
-            own, constants = side.probes, curvature.form.constants(side)
-        inputs.append(ClassInputs(seen.detach(), labels, target, list(own), constants))
+        inputs.append(ClassInputs(seen.detach(), labels, target, own, constants))
     form, names = None, []
     if curvature is not None:
         form, names = curvature.form, curvature.names(theta)
@@ -286,37 +272,52 @@ def _real_gradient(
     )
 
 
-def _real_side(
+def _part(theta: Theta, network: Network, curvature: Curvature) -> tuple[Theta, Network]:
+    # The parameters that the term is about, and the network as a function of them.
+    names = curvature.names(theta)
+    if len(names) == len(theta):
+        return theta, network
+    return part_of(theta, names), network.holding(part_of(theta, theta.keys() - names))
+
+
+def _of_real(
     theta: Theta,
     network: Network,
     real: Tensor,
     labels: Tensor,
-    target: Theta,
     probes: Sequence[Theta],
     gradient: Theta,
     curvature: Curvature,
     engine: Engine,
-) -> RealSide:
-    # What the form may take from the real images; `gradient` is g_S, for the forms that need the
-    # gap. All of it of the parameters that the term is about.
-    names = curvature.names(theta)
-    gap = {}
-    if curvature.form.needs_gap:
-        gap = {name: target[name] - gradient[name].detach() for name in names}
-    if len(names) < len(theta):
-        network = network.holding(part_of(theta, theta.keys() - names))
+) -> tuple[Theta, list[Theta], Constants]:
+    # g_T, the vectors that Q is probed with, and its constants; `gradient` is g_S, for the forms
+    # that need the gap. The vectors and constants are of the parameters that the term is about.
+    own, part = _part(theta, network, curvature)
     images = slice(curvature.real_per_class)
-    return RealSide(
-        part_of(theta, names),
-        network,
+    side = RealSide(
+        own,
+        part,
         real[images],
         labels[images],
-        part_of(target, names),
-        [part_of(probe, names) for probe in probes],
-        gap,
-        engine.block_size(real),
-        engine.compiled,
+        gradient={},
+        probes=[part_of(probe, own) for probe in probes],
+        gap={},
+        block_size=engine.block_size(real),
+        compiled=engine.compiled,
     )
+    at_once = curvature.form.with_gradient
+    whole = len(own) == len(theta) and len(side.images) == len(real)
+    if at_once and probes and whole and network.has_tangents and engine == EAGER:
+        target, constants = at_once(side)
+        return target, list(side.probes), constants
+    target = _real_gradient(theta, network, real, labels, engine)
+    side = replace(
+        side,
+        gradient=part_of(target, own),
+        probes=side.probes or [part_of(target, own)],
+        gap={name: target[name] - gradient[name].detach() for name in own} if gradient else {},
+    )
+    return target, list(side.probes), curvature.form.constants(side)
 
 
 def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:

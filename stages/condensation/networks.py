@@ -20,6 +20,7 @@ from condensation.devices import to_device
 from condensation.fused import fused
 from condensation.layers import ACTIVATIONS, POOLINGS, mnist_border, require_size
 from condensation.normalisation import NORMS, BatchNorm, channel_statistics
+from condensation.tangents import has_rules, tangent_pass
 
 Theta = dict[str, Tensor]
 """The parameters of a network, by name."""
@@ -55,6 +56,24 @@ class Network:
     def first_order(self, theta: Theta, images: Tensor) -> Tensor:
         """Return the same logits, sooner; differentiable once, and not for `torch.func`."""
         return self._call(self.fused, theta, images)
+
+    @property
+    def has_tangents(self) -> bool:
+        """Whether `with_tangent` takes it."""
+        return has_rules(self.module)
+
+    def with_tangent(self, theta: Theta, vector: Theta, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits and their derivative along a direction, both differentiable once.
+
+        Args:
+            theta: Parameters.
+            vector: The direction, of the shape of theta.
+            images: (B, ch, h, w).
+        """
+        assert isinstance(self.module, nn.Sequential)
+        values = {**theta, **self.statistics}
+        logits, slope = tangent_pass(self.module, values, vector, images)
+        return logits, torch.zeros_like(logits) if slope is None else slope
 
     def _call(self, module: nn.Module, theta: Theta, images: Tensor) -> Tensor:
         # `functional_call` puts theta into the module while it runs, so each thread needs its own.

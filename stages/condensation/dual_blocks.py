@@ -1,0 +1,199 @@
+"""Blocks of ConvNet by compiled kernels, with slopes along one direction of the parameters.
+
+As in `compiled_blocks.py`, but each takes and gives pairs: a value, and its derivative along the
+direction. Both can be differentiated once, which gives products with second derivatives
+(`tangents.py`). With y the convolution of x with w, and x', w' the slopes, y' is that of x' with w
+plus that of x with w': three products of matrices forward and six back, where the block alone has
+one and two. The formulas of the norm are at `dual_norm_backward` in `kernels.cpp`.
+
+Shapes: N = images, h x w = their size, c = input channels, o = filters, P = number of tiles. The
+parameters of a norm and the bias, scale, shift, bias, are one tensor (3, o).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from condensation import kernels, winograd
+from condensation.compiled_blocks import planes
+
+
+class DualWinogradBlock(torch.autograd.Function):
+    """A block of many channels: pairs (N, h, w, c) -> pairs (N, h / 2, w / 2, o).
+
+    h and w are multiples of 4.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, image_slopes: Tensor, weight: Tensor, weight_slope: Tensor,
+        parameters: Tensor, parameter_slopes: Tensor, eps: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Keep the tiles of the input, and the normalised results of the convolutions."""
+        number, height, width, channels = images.shape
+        filters, num_tiles = len(weight), number * height * width // winograd.TILE**2
+        tiles, tile_slopes = (planes(images.dtype, num_tiles, channels) for _ in range(2))
+        for source, target in ((images, tiles), (image_slopes, tile_slopes)):
+            sizes = (target.stride(0), *images.shape)
+            kernels.call("input_transform", source.contiguous(), target, sizes=sizes)
+        factors, factor_slopes = (
+            winograd.transform_filters(each).transpose(1, 2) for each in (weight, weight_slope)
+        )
+        products, product_slopes = (planes(images.dtype, num_tiles, filters) for _ in range(2))
+        torch.bmm(tiles, factors, out=products)
+        torch.bmm(tile_slopes, factors, out=product_slopes)
+        product_slopes.baddbmm_(tiles, factor_slopes)
+        normalised, slopes = (images.new_empty(number, filters, height * width) for _ in range(2))
+        inverses, alongs = (images.new_empty(number, filters) for _ in range(2))
+        pooled, pooled_slopes = (
+            images.new_empty(number, height // 2, width // 2, filters) for _ in range(2)
+        )
+        all_parameters = torch.cat([parameters, parameter_slopes])
+        kernels.call(
+            "dual_forward", products, product_slopes, all_parameters, normalised, slopes, inverses,
+            alongs, pooled, pooled_slopes, eps,
+            sizes=(products.stride(0), number, height, width, filters),
+        )  # fmt: skip
+        ctx.save_for_backward(
+            tiles, tile_slopes, weight, weight_slope, all_parameters, normalised, slopes,
+            inverses, alongs,
+        )  # fmt: skip
+        ctx.size = height, width
+        ctx.set_materialize_grads(False)
+        if not _moves(ctx, 0, 2, 4):
+            ctx.mark_non_differentiable(pooled)
+        return pooled, pooled_slopes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor | None, b: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the slopes of what they are asked for; those of the slopes alone take less."""
+        if _moves(ctx, 0, 2, 4):
+            return _dual_backward(ctx, torch.zeros_like(b) if a is None else a, b)
+        return _slopes_backward(ctx, b)
+
+
+def _moves(ctx: Any, *places: int) -> bool:
+    # Whether the values, at these places of the inputs, are differentiated by, not slopes alone.
+    return any(ctx.needs_input_grad[place] for place in places)
+
+
+def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+    (
+        tiles, tile_slopes, weight, weight_slope, parameters, normalised, slopes, inverses, alongs,
+    ) = ctx.saved_tensors  # fmt: skip
+    shape = (tiles.shape[1], len(weight))
+    of_products, of_product_slopes, of_tiles, of_tile_slopes = (
+        planes(tiles.dtype, *shape) for _ in range(4)
+    )
+    sums = torch.zeros_like(parameters)
+    kernels.call(
+        "dual_backward", a.contiguous(), b.contiguous(), normalised, slopes, inverses, alongs,
+        parameters, of_products, of_product_slopes, of_tiles, of_tile_slopes, sums,
+        sizes=(of_tiles.stride(0), len(b), *ctx.size, len(weight)),
+    )  # fmt: skip
+    of_filters = torch.bmm(of_products.transpose(1, 2), tiles)
+    of_filters.baddbmm_(of_product_slopes.transpose(1, 2), tile_slopes)
+    of_weight = winograd.transform_filters_back(of_filters)
+    of_weight_slope = _of_weight(of_product_slopes, tiles, ctx.needs_input_grad[3])
+    of_images = of_image_slopes = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        turned, turned_slope = (
+            winograd.transform_filters(each, turned=True) for each in (weight, weight_slope)
+        )
+        products = planes(tiles.dtype, *tiles.shape[1:])
+        torch.bmm(of_tiles, turned, out=products)
+        products.baddbmm_(of_tile_slopes, turned_slope)
+        of_images = _untiled(products, len(b), ctx.size)
+        torch.bmm(of_tile_slopes, turned, out=products)
+        of_image_slopes = _untiled(products, len(b), ctx.size)
+    return of_images, of_image_slopes, of_weight, of_weight_slope, sums[:3], sums[3:], None
+
+
+def _slopes_backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:
+    # The slopes are linear in the slopes: this is the backward pass of the block itself.
+    tiles, _, weight, _, parameters, normalised, _, inverses, _ = ctx.saved_tensors
+    of_products, of_tiles = (planes(tiles.dtype, tiles.shape[1], len(weight)) for _ in range(2))
+    sums = torch.zeros_like(parameters[:3])
+    kernels.call(
+        "block_backward", b.contiguous(), normalised, inverses, parameters[0], parameters[1],
+        of_products, of_tiles, *sums, sizes=(of_tiles.stride(0), len(b), *ctx.size, len(weight)),
+    )  # fmt: skip
+    of_image_slopes = None
+    if ctx.needs_input_grad[1]:
+        products = planes(tiles.dtype, *tiles.shape[1:])
+        torch.bmm(of_tiles, winograd.transform_filters(weight, turned=True), out=products)
+        of_image_slopes = _untiled(products, len(b), ctx.size)
+    of_weight_slope = _of_weight(of_products, tiles, ctx.needs_input_grad[3])
+    return None, of_image_slopes, None, of_weight_slope, None, sums, None
+
+
+def _of_weight(of_products: Tensor, tiles: Tensor, needed: bool) -> Tensor | None:
+    if not needed:
+        return None
+    return winograd.transform_filters_back(torch.bmm(of_products.transpose(1, 2), tiles))
+
+
+def _untiled(products: Tensor, number: int, size: tuple[int, int]) -> Tensor:
+    # (36, P, c) -> (N, h, w, c)
+    images = products.new_empty(number, *size, products.shape[2])
+    kernels.call("output_transform", products, images, sizes=(products.stride(0), *images.shape))
+    return images
+
+
+class DualFirstBlock(torch.autograd.Function):
+    """A block of few channels on images that are constants.
+
+    (N, c, h, w) -> pairs (N, h / 2, w / 2, o). Computed again for the backward pass, as
+    `compiled_blocks.FirstBlock` is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, weight_slope: Tensor, parameters: Tensor,
+        parameter_slopes: Tensor, eps: float, padding: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Keep the images and the parameters."""
+        padded = F.pad(images, (padding,) * 4).contiguous()
+        number, channels, height, width = padded.shape
+        filters = len(weight)
+        taps = torch.cat([each.flatten(1).T for each in (weight, weight_slope)])
+        all_parameters = torch.cat([parameters, parameter_slopes])
+        pooled, pooled_slopes = (
+            images.new_empty(number, height // 2 - 1, width // 2 - 1, filters) for _ in range(2)
+        )
+        sizes = (number, channels, height, width, filters)
+        kernels.call(
+            "first_dual_forward", padded, taps, all_parameters, pooled, pooled_slopes, eps,
+            sizes=sizes,
+        )  # fmt: skip
+        ctx.save_for_backward(padded, taps, all_parameters)
+        ctx.eps, ctx.sizes, ctx.shape = eps, sizes, weight.shape
+        ctx.set_materialize_grads(False)
+        if not _moves(ctx, 1, 3):
+            ctx.mark_non_differentiable(pooled)
+        return pooled, pooled_slopes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor | None, b: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the slopes of the parameters and of their slopes."""
+        padded, taps, parameters = ctx.saved_tensors
+        of_taps, sums, b = torch.zeros_like(taps), torch.zeros_like(parameters), b.contiguous()
+        if _moves(ctx, 1, 3):
+            a = torch.zeros_like(b) if a is None else a.contiguous()
+            kernels.call(
+                "first_dual_backward", a, b, padded, taps, parameters, of_taps, sums, ctx.eps,
+                sizes=ctx.sizes,
+            )  # fmt: skip
+        else:
+            half = len(taps) // 2
+            kernels.call(
+                "first_backward", b, padded, taps[:half], parameters[2], parameters[0],
+                parameters[1], of_taps[half:], *sums[3:], ctx.eps, sizes=ctx.sizes,
+            )  # fmt: skip
+        of_weight, of_weight_slope = (part.T.reshape(ctx.shape) for part in of_taps.chunk(2))
+        return None, of_weight, of_weight_slope, sums[:3], sums[3:], None, None

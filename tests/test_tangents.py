@@ -1,0 +1,173 @@
+"""The derivative along a direction, and second derivatives from it: of each layer, by each way."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from condensation import fused, kernels
+from condensation.derivatives import (
+    constant_gauss_newton_vector_product,
+    constant_hessian_vector_product,
+    hessian_vector_product,
+)
+from condensation.layers import ACTIVATIONS, POOLINGS
+from condensation.networks import (
+    NETWORKS,
+    Network,
+    Theta,
+    build_network,
+    freeze_statistics,
+    init_theta,
+    last_layers,
+    part_of,
+)
+from condensation.normalisation import NORMS
+from condensation.randomness import generator
+from condensation.tangents import RULES, has_rules
+from conftest import NUM_CLASSES
+
+LABELS = torch.tensor([0, 1, 2, 1, 0])
+CONVNETS = [
+    *({"activation": name} for name in ACTIVATIONS),
+    *({"norm": name} for name in NORMS),
+    *({"pooling": name} for name in POOLINGS),
+]
+CASES: list[tuple[str, dict[str, str]]] = [
+    *((name, {}) for name in NETWORKS if name != "convnet"),
+    *(("convnet", options) for options in CONVNETS),
+]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["operators", "kernels"])
+def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Without and with the compiled kernels, which take small networks here, too."""
+    if request.param and (reason := kernels.build()):
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "FEWEST_CHANNELS", 8)
+        patch.setattr(fused, "FEWEST_TILES", 1)
+        yield request.param
+    kernels.discard()
+
+
+def needs(compiled: bool, name: str) -> None:
+    """Kernels are for ConvNet alone."""
+    if compiled and name != "convnet":
+        pytest.skip("the same without kernels")
+
+
+def case(name: str, options: dict[str, str]) -> tuple[Network, Theta, Theta, Tensor]:
+    """A network whose norms do something, its parameters, a direction, and five images."""
+    sizes = {"lenet": {}, "mlp": {}, "convnet": {"width": 16}}.get(name, {"width": 4})
+    network = build_network(name, (1, 28, 28), NUM_CLASSES, {**sizes, **options})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    theta = {
+        key: value.double() + 0.1 * torch.randn(value.shape, generator=generator(1, key))
+        for key, value in theta.items()
+    }
+    vector = {
+        key: torch.randn(value.shape, generator=generator(2, key), dtype=torch.float64)
+        for key, value in theta.items()
+    }
+    images = torch.randn(5, 1, 28, 28, generator=generator(3), dtype=torch.float64)
+    return freeze_statistics(network, theta, images), theta, vector, images
+
+
+def same(found: Theta, expected: Theta) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        scale = value.abs().max().item()
+        torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-10 * max(scale, 1))
+
+
+def forward_mode(
+    network: Network, theta: Theta, vector: Theta, images: Tensor
+) -> tuple[Tensor, Tensor, Callable[[Tensor], tuple[Theta]]]:
+    """The logits z, J v and u -> J' u: J v is the slope of <J' u, v>, which is linear in u."""
+    logits, pull, *_ = torch.func.vjp(lambda at: network(at, images), theta)
+
+    def along(u: Tensor) -> Tensor:
+        (pulled,) = pull(u)
+        return torch.stack([(pulled[key] * vector[key]).sum() for key in vector]).sum()
+
+    return logits, torch.func.grad(along)(torch.zeros_like(logits)), pull
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_slope_of_the_logits_is_that_of_forward_mode(
+    name: str, options: dict[str, str], compiled: bool
+) -> None:
+    needs(compiled, name)
+    network, theta, vector, images = case(name, options)
+    if not network.has_tangents:
+        assert name == "resnet18"  # which is no sequence of layers
+        return
+    logits, slope = network.with_tangent(theta, vector, images)
+    expected, pushed, _ = forward_mode(network, theta, vector, images)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slope, pushed, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("block_size", [2, 5])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_products_with_the_hessian_are_those_of_reverse_mode_alone(
+    name: str, options: dict[str, str], block_size: int, compiled: bool
+) -> None:
+    needs(compiled, name)
+    network, theta, vector, images = case(name, options)
+    found = constant_hessian_vector_product(theta, network, images, LABELS, vector, block_size)
+    assert not any(value.requires_grad for value in found.values())
+    same(found, hessian_vector_product(theta, network, images, LABELS, vector))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_products_with_the_gauss_newton_matrix_are_those_of_its_definition(
+    name: str, options: dict[str, str], compiled: bool
+) -> None:
+    needs(compiled, name)
+    network, theta, vector, images = case(name, options)
+    found = constant_gauss_newton_vector_product(theta, network, images, LABELS, vector, 2)
+    logits, pushed, pull = forward_mode(network, theta, vector, images)
+    probability = logits.softmax(1)
+    curvature = torch.diag_embed(probability) - probability[:, :, None] * probability[:, None]
+    same(found, pull((curvature @ pushed[:, :, None])[:, :, 0] / len(images))[0])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_products_of_the_last_layers_are_parts_of_those_of_all(number: int, compiled: bool) -> None:
+    """Also where the direction begins in the middle of a block."""
+    network, theta, vector, images = case("convnet", {})
+    names = last_layers(theta, number)
+    fixed = part_of(theta, theta.keys() - names)
+    own, moving = part_of(theta, names), part_of(vector, names)
+    part = network.holding(fixed)
+    whole = {key: value if key in names else 0 * value for key, value in vector.items()}
+    for product in (constant_hessian_vector_product, constant_gauss_newton_vector_product):
+        found = product(own, part, images, LABELS, moving, 5)
+        expected = product(theta, network, images, LABELS, whole, 5)
+        same(found, part_of(expected, names))
+
+
+def test_compiled_kernels_take_the_blocks(compiled: bool) -> None:
+    network, theta, vector, images = case("convnet", {})
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        constant_hessian_vector_product(theta, network, images, LABELS, vector, 5)
+    operators = {event.key for event in profile.key_averages()}
+    assert ({"DualFirstBlock", "DualWinogradBlock"} <= operators) == compiled
+    assert ("aten::conv2d" in operators) != compiled
+
+
+def test_a_layer_without_a_rule_and_a_batch_norm_that_moves_are_not_taken() -> None:
+    assert not has_rules(nn.Sequential(nn.Flatten(), nn.Tanh()))
+    assert not has_rules(nn.Linear(2, 2))
+    assert not has_rules(build_network("convnet", (1, 28, 28), 3, {"norm": "batch"}).module)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_every_rule_belongs_to_a_layer_of_a_network(kind: type[nn.Module]) -> None:
+    used = {
+        type(layer) for name, options in CASES for layer in case(name, options)[0].module.modules()
+    }
+    assert kind in used
