@@ -72,7 +72,8 @@ class Engine:
         real_block: Real images of a class that go through the network at once, and that a compiled
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
         autocast: What the convolutions and products for g_T are lowered to, if to anything. All
-            else is as precise as the images: what curvature takes, and the synthetic side.
+            else is as precise as the images: what curvature takes, g_T if it comes in the same
+            pass, and the synthetic side.
     """
 
     compiled: bool = False
@@ -307,7 +308,7 @@ def _of_real(
     )
     at_once = curvature.form.with_gradient
     whole = len(own) == len(theta) and len(side.images) == len(real)
-    if at_once and probes and whole and network.has_tangents and engine == EAGER:
+    if at_once and probes and whole and network.has_tangents and not engine.compiled:
         target, constants = at_once(side)
         return target, list(side.probes), constants
     target = _real_gradient(theta, network, real, labels, engine)
