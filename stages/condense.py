@@ -136,7 +136,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
     per_step = params.sets * dataset.num_classes * settings.real_per_class
-    num_images = settings.iterations * outer * per_step
+    # A product with second derivatives takes about as long as the gradient of twice the images.
+    passes = 1 if params.order == 1 else 3
+    num_images = settings.iterations * outer * per_step * passes
     said = said or choose_kernels(params.compile, network, device, num_images)
     precision, why = choose_precision(settings.real_precision, device)
     if ranks.first:
