@@ -104,7 +104,7 @@ def test_step_equals_the_class_loop_of_the_reference(
     )
     torch.testing.assert_close(matched.loss, expected_loss, rtol=1e-9, atol=1e-12)
     expected = expected_gradient.view_as(matched.gradient)
-    torch.testing.assert_close(matched.gradient, expected, rtol=1e-7, atol=1e-11)
+    torch.testing.assert_close(matched.gradient, expected, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -128,7 +128,7 @@ def test_the_term_of_the_last_layers_equals_the_reference(
         2 * layers,
     )
     torch.testing.assert_close(
-        matched.gradient, expected.view_as(matched.gradient), rtol=1e-7, atol=1e-11
+        matched.gradient, expected.view_as(matched.gradient), rtol=1e-8, atol=1e-11
     )
     whole = match_one_set(*case(name), distance, curvature(form, layers=100))
     assert torch.equal(
