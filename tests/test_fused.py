@@ -255,7 +255,7 @@ AUTO_PRECISION = "real_precision: auto; "
         ("float32", "cpu", True, True, 0.01, "float32", ""),
         (None, "cpu", True, True, 0.01, "bfloat16", AUTO_PRECISION + "bfloat16 on the real"),
         (None, "cpu", True, False, 0.01, "float32", AUTO_PRECISION + "float32: the processor has"),
-        (None, "cpu", False, True, 0.01, "float32", AUTO_PRECISION + "float32: nothing is comp"),
+        (None, "cpu", False, True, 0.01, "float32", ""),
         (None, "cpu", True, True, 0.5, "float32", AUTO_PRECISION + "float32: the compiled kernels"),
         (None, "cuda", False, True, 0.01, "float32", AUTO_PRECISION + "float32: what bfloat16 ga"),
         ("bfloat16", "cuda", False, True, 0.01, "bfloat16", "real_precision: bfloat16; bfloat16"),

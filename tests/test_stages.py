@@ -197,7 +197,7 @@ def test_the_precision_of_the_real_gradient_changes_the_images_and_is_said(
     learned = {}
     for name in PRECISIONS:
         folder = make_workspace(
-            tmp_path / name, **{"condense.real_precision": name, "condense.outer": 1}
+            tmp_path / name, order=1, **{"condense.real_precision": name, "condense.outer": 1}
         )
         for stage in ("initialize", "condense"):
             run_here(folder, stage, monkeypatch)

@@ -84,17 +84,16 @@ def choose_precision(setting: str | None, device: torch.device) -> tuple[str, st
         device: Where.
 
     Returns:
-        A key of `PRECISIONS`; and what was chosen, in a line, if it was not float32 that was asked.
+        A key of `PRECISIONS`; and what was chosen, in a line, if it was not float32 that was asked,
+        and there was a choice.
     """
     lower = next(name for name, dtype in PRECISIONS.items() if dtype == kernels.LOWER)
-    if setting == "float32":
-        return setting, ""
+    if setting == "float32" or setting is None and device.type == "cpu" and not kernels.built():
+        return "float32", ""
     reason, said = "", f"real_precision: {setting or 'auto'}; "
     if setting is None:
         if device.type != "cpu":
             reason = f"what {lower} gains there has not been measured"
-        elif not kernels.built():
-            reason = f"nothing is compiled that gains by {lower}"
         elif not has_bfloat16(device):
             reason = f"the processor has no {lower}"
     if not reason and kernels.built() and (error := largest_error(lower)) > LOWER_TOLERANCE:
