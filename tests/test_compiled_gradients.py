@@ -202,13 +202,18 @@ def test_the_compiled_step_equals_the_eager_one(
 def test_a_step_with_the_real_gradient_in_bfloat16(form: str | None) -> None:
     """It changes the images' gradient by no more than rounding, and its type not at all.
 
-    Not that of `hvp`, where the real gradient comes in the pass of the product, which is float32.
+    Not that of `hvp` where both take all real images, as of the last class: the real gradient then
+    comes in the pass of the product, which is float32.
     """
     engines = (Engine(autocast=torch.bfloat16), Engine())
-    for found, exact in zip(*(matched(form, e, torch.float32) for e in engines), strict=True):
+    steps = zip(*(matched(form, e, torch.float32) for e in engines), strict=True)
+    for index, (found, exact) in enumerate(steps):
         assert found.gradient.dtype == found.loss.dtype == torch.float32
         change = (found.gradient - exact.gradient).norm() / exact.gradient.norm()
-        assert (change == 0) if form == "hvp" else (1e-5 < change < 2 * BFLOAT16_ERROR)
+        if form == "hvp" and index == 2:
+            assert change == 0
+        else:
+            assert 1e-5 < change < 2 * BFLOAT16_ERROR
 
 
 def trained(compiled: bool, batch_size: int, device: str = "cpu") -> Theta:
