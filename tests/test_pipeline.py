@@ -73,6 +73,10 @@ TINY: dict[str, Any] = {
 }
 
 
+OLD = 10**9
+"""A time that no edit has, in seconds."""
+
+
 def edit(path: Path, changes: dict[str, Any]) -> None:
     """Change settings of a params.yaml by their dotted keys; `...` removes a key."""
     values = yaml.safe_load(path.read_text())
@@ -126,9 +130,18 @@ class Repository:
         edit(self.folder / "params.yaml", changes)
 
     def put_back(self) -> None:
-        """Return to the last commit, as the README says to."""
+        """Return to the last commit, as the README says to.
+
+        Git tells an edit by size and second where DVC, which stages `dvc.lock`, has written the
+        index since: what is edited within the second of the restoration would count as unchanged.
+        So what was restored is made old.
+        """
         self.run("git", "restore", "--staged", "--worktree", ".")
+        for name in ("params.yaml", "dvc.lock"):
+            os.utime(self.folder / name, (OLD, OLD))
+        self.run("git", "update-index", "--refresh")
         self.run("dvc", "checkout")
+        assert self.changed() == set()
 
     def files(self, *patterns: str) -> dict[str, bytes]:
         """Return the content of files, by their paths."""
