@@ -140,7 +140,9 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     passes = 1 if params.order == 1 else 3
     num_images = settings.iterations * outer * per_step * passes
     said = said or choose_kernels(params.compile, network, device, num_images)
-    precision, why = choose_precision(settings.real_precision, device)
+    precision, why = choose_precision(settings.real_precision, network, device, in_one_pass(params))
+    if ranks.agree(int(precision == "float32")):  # on several machines, one may have no other
+        precision = "float32"
     if ranks.first:
         say(said)
         if why:
@@ -249,6 +251,21 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
 
     if ranks.first:
         write_results(params, initial, done, where, device, precision)
+
+
+def in_one_pass(params: Params) -> bool:
+    """Whether each image step has its real gradients in the pass of the curvature's products."""
+    curvature = params.condense.curvature
+    return (
+        params.order == 2
+        and CURVATURE_FORMS[curvature.form].with_gradient is not None
+        and curvature.probes == "rademacher"
+        and curvature.every == 1
+        and curvature.iterations is None
+        and curvature.layers is None
+        and (curvature.real_per_class or params.condense.real_per_class)
+        >= params.condense.real_per_class
+    )
 
 
 def write_results(

@@ -274,18 +274,56 @@ def test_the_precision_of_the_real_side_is_chosen_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "built", lambda: built)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # kernels are for few
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
     monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
-    name, line = compilation.choose_precision(setting, torch.device(device))
+    network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
+    name, line = compilation.choose_precision(setting, network, torch.device(device))
     assert name == chosen and line.startswith(said) and bool(line) == bool(said)
+    narrow = build_network("convnet", (1, 28, 28), 10, {"width": 16})
+    name, line = compilation.choose_precision(setting, narrow, torch.device(device))
+    if setting is None and device == "cpu":
+        assert (name, line) == ("float32", "")
 
 
 def test_a_precision_that_is_emulated_is_used_where_it_is_asked_for_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: False)
-    name, line = compilation.choose_precision("bfloat16", torch.device("cpu"))
+    network = build_network("mlp", (1, 28, 28), 10)
+    name, line = compilation.choose_precision("bfloat16", network, torch.device("cpu"))
     assert name == "bfloat16" and line.endswith("emulated here, and slow")
+
+
+def test_where_the_real_gradients_come_with_products_they_are_float32(
+    monkeypatch: pytest.MonkeyPatch, library: None
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: True)
+    assert kernels.build() == ""  # tests above put them out of use
+    network, cpu = build_network("convnet", (1, 28, 28), 10, {"width": 32}), torch.device("cpu")
+    assert compilation.choose_precision(None, network, cpu)[0] == "bfloat16"
+    name, line = compilation.choose_precision(None, network, cpu, in_one_pass=True)
+    assert name == "float32" and "pass of the curvature's products" in line
+
+
+@pytest.mark.parametrize("broken", ["first_dual_backward", "dual_forward", "block_backward"])
+def test_every_kernel_that_is_wrong_is_noticed(
+    broken: str, monkeypatch: pytest.MonkeyPatch, library: None
+) -> None:
+    call = kernels.call
+
+    def wrong(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
+        call(name, *arguments, sizes=sizes)
+        if name == broken:
+            for value in arguments[-3:]:
+                if isinstance(value, Tensor):
+                    value.mul_(1.01)
+
+    assert kernels.build() == ""  # tests above put them out of use
+    assert compilation.largest_error() < compilation.TOLERANCE
+    monkeypatch.setattr(kernels, "call", wrong)
+    assert compilation.largest_error() > compilation.TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from condensation import fused, kernels
 from condensation.derivatives import (
     constant_gauss_newton_vector_product,
+    constant_gradient_and_product,
     constant_hessian_vector_product,
     hessian_vector_product,
+    loss_gradient,
 )
 from condensation.layers import ACTIVATIONS, POOLINGS
 from condensation.networks import (
@@ -120,6 +122,19 @@ def test_products_with_the_hessian_are_those_of_reverse_mode_alone(
     found = constant_hessian_vector_product(theta, network, images, LABELS, vector, block_size)
     assert not any(value.requires_grad for value in found.values())
     same(found, hessian_vector_product(theta, network, images, LABELS, vector))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_gradient_comes_in_the_same_pass(
+    name: str, options: dict[str, str], compiled: bool
+) -> None:
+    needs(compiled, name)
+    network, theta, vector, images = case(name, options)
+    if not network.has_tangents:
+        return
+    gradient, product = constant_gradient_and_product(theta, network, images, LABELS, vector, 2)
+    same(gradient, loss_gradient(theta, network, images, LABELS))
+    same(product, hessian_vector_product(theta, network, images, LABELS, vector))
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

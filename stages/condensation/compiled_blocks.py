@@ -30,7 +30,8 @@ def planes(dtype: torch.dtype, num_tiles: int, channels: int) -> Tensor:
 class WinogradBlock(torch.autograd.Function):
     """A block of many channels: (N, h, w, c) -> (N, h / 2, w / 2, o); h and w multiples of 4.
 
-    The products of matrices are calculated from operands of the type `products`, and rounded to it.
+    The products of matrices are calculated from operands of the type `products_in`, and rounded to
+    it.
     """
 
     @staticmethod

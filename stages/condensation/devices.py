@@ -30,7 +30,8 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return supported
-    able = torch.cpu.get_capabilities()
+    # PyTorch before 2.11 does not say what a processor has: none then.
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
 

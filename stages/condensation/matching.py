@@ -72,8 +72,7 @@ class Engine:
         real_block: Real images of a class that go through the network at once, and that a compiled
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
         autocast: What the convolutions and products for g_T are lowered to, if to anything. All
-            else is as precise as the images: what curvature takes, g_T if it comes in the same
-            pass, and the synthetic side.
+            else is as precise as the images: what curvature takes, and the synthetic side.
     """
 
     compiled: bool = False
@@ -156,14 +155,14 @@ def match_class(
     images, seen, real = _augmented(synthetic, real, augmentation)
     real_labels = torch.full((len(real),), class_index, device=real.device)
     labels = torch.full((len(images),), class_index, device=images.device)
-    gradient = loss_gradient(theta, network, seen, labels)
     if curvature is None:
         target = _real_gradient(theta, network, real, real_labels, engine)
-        loss = distance(gradient, target)
+        loss = distance(loss_gradient(theta, network, seen, labels), target)
         (of_distance,) = torch.autograd.grad(loss, images)
         zero = torch.zeros_like(loss).detach()
         return Matched(of_distance, loss.detach(), zero, zero, zero)
 
+    gradient = loss_gradient(theta, network, seen, labels)
     target, probes, constants = _of_real(
         theta, network, real, real_labels, probes, gradient, curvature, engine
     )
@@ -308,7 +307,7 @@ def _of_real(
     )
     at_once = curvature.form.with_gradient
     whole = len(own) == len(theta) and len(side.images) == len(real)
-    if at_once and probes and whole and network.has_tangents and not engine.compiled:
+    if at_once and probes and whole and network.has_tangents and engine == EAGER:
         target, constants = at_once(side)
         return target, list(side.probes), constants
     target = _real_gradient(theta, network, real, labels, engine)
@@ -316,7 +315,10 @@ def _of_real(
         side,
         gradient=part_of(target, own),
         probes=side.probes or [part_of(target, own)],
-        gap={name: target[name] - gradient[name].detach() for name in own} if gradient else {},
+        gap={
+            name: target[name] - gradient[name].detach()
+            for name in (own if curvature.form.needs_gap else ())
+        },
     )
     return target, list(side.probes), curvature.form.constants(side)
 

@@ -144,7 +144,7 @@ def _images(sets: int, number: int, size: int, device: torch.device) -> Tensor:
 
 
 def set_up_engine(inputs: Inputs, device: torch.device, deterministic: bool = True) -> None:
-    """Do what the stages do at their start, to the process and for this network."""
+    """Do what the stages do at their start, to the process and for this network; in float32."""
     keep_freed_memory()
     if deterministic:
         set_determinism()
@@ -267,7 +267,7 @@ LADDER = (
     *("reference", "classes side by side", "+ freed memory kept", "+ blocks in the cache"),
     *("+ fused operators", "+ compiled", "+ products in bfloat16"),
 )
-"""What the engine does, one thing after the other; the last is asked for (`real_precision`)."""
+"""What the engine does, one thing after the other; the last is `real_precision`."""
 
 
 def ladder(case: Case, device: torch.device, side: str) -> Run:

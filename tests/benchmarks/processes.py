@@ -64,6 +64,7 @@ def _prepare(folder: Path, classes: int, real: int) -> None:
 def _write_params(folder: Path, real: int, number: int, device: torch.device) -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values |= {"ipc": 1, "sets": 1, "init": "noise", "order": 1, "device": device.type}
+    values["compile"] = "on"  # as for a run that is long enough for `auto`
     values["condense"] |= {
         "iterations": ITERATIONS,
         "real_per_class": real,
