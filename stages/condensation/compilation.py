@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from condensation import kernels
 from condensation.derivatives import (
+    classification_loss,
     constant_gradient_and_product,
     constant_loss_gradient,
-    hessian_vector_product,
-    loss_gradient,
+    inner_product,
 )
 from condensation.devices import has_bfloat16
 from condensation.fused import FEWEST_CHANNELS, FEWEST_TILES, FusedSequential
@@ -119,16 +119,20 @@ def choose_precision(
 
 def _gains(network: Network) -> bool:
     # Whether kernels are built for some convolution of many channels.
-    layers = network.fused.children() if isinstance(network.fused, FusedSequential) else ()
     return any(
         layer.in_channels >= FEWEST_CHANNELS
         and all(
             kernels.usable(torch.float32, number)
             for number in (layer.in_channels, layer.out_channels)
         )
-        for layer in layers
-        if isinstance(layer, nn.Conv2d)
+        for layer in _convolutions(network)
     )
+
+
+def _convolutions(network: Network) -> list[nn.Conv2d]:
+    # Of a network whose blocks are fused; else none.
+    layers = network.fused.children() if isinstance(network.fused, FusedSequential) else ()
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d)]
 
 
 def _against(setting: str, network: Network, device: torch.device, num_images: int) -> str:
@@ -138,9 +142,7 @@ def _against(setting: str, network: Network, device: torch.device, num_images: i
     if device.type != "cpu":
         return "the kernels are for the CPU"
     channels = kernels.VECTOR_BYTES // torch.float32.itemsize
-    layers = network.fused.children() if isinstance(network.fused, FusedSequential) else ()
-    filters = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
-    if not any(number % channels == 0 for number in filters):
+    if not any(layer.out_channels % channels == 0 for layer in _convolutions(network)):
         return (
             "the network has no block of 3 x 3 convolution, instance norm, ReLU and average "
             f"pooling with a multiple of {channels} filters"
@@ -169,7 +171,7 @@ def largest_error(precision: str = "float32") -> float:
     plain = Network(nn.Sequential(*layers, nn.Flatten()))
     theta, vector = (
         {
-            name: torch.randn(parameter.shape, generator=generator)
+            name: torch.randn(parameter.shape, generator=generator).requires_grad_()
             for name, parameter in plain.module.named_parameters()
         }
         for _ in range(2)
@@ -182,13 +184,18 @@ def largest_error(precision: str = "float32") -> float:
         gaps = ((found[name] - value).abs().max().item() for name, value in expected.items())
         return max(gaps) / largest
 
+    def of_theta(value: Tensor, *, again: bool = False) -> Theta:
+        parts = torch.autograd.grad(value, [*theta.values()], create_graph=again)
+        return dict(zip(theta, parts, strict=True))
+
     def errors() -> Iterator[float]:
-        exact = loss_gradient(theta, plain, images, labels)
+        # Not by `torch.func`: to load it takes a second, and other stages than condense need not.
         arguments = (theta, plain, images, labels)
+        exact = of_theta(classification_loss(*arguments), again=True)
         lower = PRECISIONS[precision]
         yield error(constant_loss_gradient(*arguments, len(images), autocast=lower), exact)
         if lower is None:
-            product = hessian_vector_product(*arguments, vector)
+            product = of_theta(inner_product(exact, vector))
             both = constant_gradient_and_product(*arguments, vector, len(images))
             yield from map(error, both, (exact, product))
 

@@ -27,6 +27,61 @@ def planes(dtype: torch.dtype, num_tiles: int, channels: int) -> Tensor:
     return torch.empty(36 * plane, dtype=dtype).as_strided(shape, strides)
 
 
+def tiled(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return B' d B of all tiles d of images (N, h, w, c), (36, P, c), as products take them."""
+    number, height, width, channels = images.shape
+    tiles = planes(dtype, number * height * width // winograd.TILE**2, channels)
+    sizes = (tiles.stride(0), *images.shape)
+    kernels.call("input_transform", images.contiguous(), tiles, sizes=sizes)
+    return tiles
+
+
+def untiled(products: Tensor, like: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return A' m A of all products m (36, P, c): images (N, h, w, c), of the type of `like`."""
+    height, width = size
+    number = products.shape[1] * winograd.TILE**2 // (height * width)
+    images = like.new_empty(number, height, width, products.shape[2])
+    kernels.call("output_transform", products, images, sizes=(products.stride(0), *images.shape))
+    return images
+
+
+def block_backward(
+    slope: Tensor, tiles: Tensor, weight: Tensor, scale: Tensor, shift: Tensor,
+    normalised: Tensor, inverse: Tensor, size: tuple[int, int], of_images: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Return the slopes of a block's images, if they are asked for, of its weight and of the rest.
+
+    Args:
+        slope: (N, h / 2, w / 2, o), of what the block gives.
+        tiles: (36, P, c), of its images.
+        weight: (o, c, 3, 3).
+        scale: (o,).
+        shift: (o,).
+        normalised: What the forward pass kept, laid out as in `kernels.cpp`.
+        inverse: (N, o), 1 / standard deviation.
+        size: h, w.
+        of_images: Whether the slope of the images is.
+
+    Returns:
+        (N, h, w, c) or None; (o, c, 3, 3); scale, shift and bias, (3, o).
+    """
+    of_products, of_tiles = (planes(tiles.dtype, tiles.shape[1], len(weight)) for _ in range(2))
+    sums = torch.zeros(3, len(weight), dtype=slope.dtype)
+    kernels.call(
+        "block_backward", slope.contiguous(), normalised, inverse, scale, shift,
+        of_products, of_tiles, *sums, sizes=(of_tiles.stride(0), len(slope), *size, len(weight)),
+    )  # fmt: skip
+    of_filters = torch.bmm(of_products.transpose(1, 2), tiles).to(weight)
+    if not of_images:
+        return None, winograd.transform_filters_back(of_filters), sums
+    # The transposed convolution: filters turned by 180 degrees, channels exchanged.
+    products = planes(tiles.dtype, *tiles.shape[1:])
+    factors = winograd.transform_filters(weight, turned=True).to(tiles)
+    torch.bmm(of_tiles, factors, out=products)
+    images = untiled(products, slope, size)
+    return images, winograd.transform_filters_back(of_filters), sums
+
+
 class WinogradBlock(torch.autograd.Function):
     """A block of many channels: (N, h, w, c) -> (N, h / 2, w / 2, o); h and w multiples of 4.
 
@@ -40,13 +95,9 @@ class WinogradBlock(torch.autograd.Function):
         eps: float, products_in: torch.dtype,
     ) -> Tensor:  # fmt: skip
         """Keep the tiles of the input and the normalised result of the convolution."""
-        number, height, width, channels = images.shape
-        filters = len(weight)
-        num_tiles = number * height * width // winograd.TILE**2
-        tiles, products = (planes(products_in, num_tiles, each) for each in (channels, filters))
-        kernels.call(
-            "input_transform", images.contiguous(), tiles, sizes=(tiles.stride(0), *images.shape)
-        )
+        (number, height, width, _), filters = images.shape, len(weight)
+        tiles = tiled(images, products_in)
+        products = planes(products_in, tiles.shape[1], filters)
         factors = winograd.transform_filters(weight).to(products_in)
         torch.bmm(tiles, factors.transpose(1, 2), out=products)
         normalised = images.new_empty(number, filters, height * width)
@@ -67,27 +118,11 @@ class WinogradBlock(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         """Return the slopes of the images, if they are asked for, and of the parameters."""
         tiles, weight, scale, shift, normalised, inverse = ctx.saved_tensors
-        shape = (tiles.shape[1], len(weight))
-        of_products, of_tiles = (planes(tiles.dtype, *shape) for _ in range(2))
-        sizes = (of_tiles.stride(0), len(slope), *ctx.size, len(weight))
-        of_scale, of_shift, of_bias = (torch.zeros_like(scale) for _ in range(3))
-        kernels.call(
-            "block_backward", slope.contiguous(), normalised, inverse, scale, shift,
-            of_products, of_tiles, of_scale, of_shift, of_bias, sizes=sizes,
+        of_images, of_weight, sums = block_backward(
+            slope, tiles, weight, scale, shift, normalised, inverse, ctx.size,
+            ctx.needs_input_grad[0],
         )  # fmt: skip
-        of_filters = torch.bmm(of_products.transpose(1, 2), tiles).to(weight)
-        of_weight = winograd.transform_filters_back(of_filters)
-        of_images = None
-        if ctx.needs_input_grad[0]:
-            # The transposed convolution: filters turned by 180 degrees, channels exchanged.
-            products = planes(tiles.dtype, *tiles.shape[1:])
-            factors = winograd.transform_filters(weight, turned=True).to(tiles)
-            torch.bmm(of_tiles, factors, out=products)
-            of_images = slope.new_empty(len(slope), *ctx.size, tiles.shape[2])
-            kernels.call(
-                "output_transform", products, of_images,
-                sizes=(products.stride(0), *of_images.shape),
-            )  # fmt: skip
+        of_scale, of_shift, of_bias = sums
         return of_images, of_weight, of_bias, of_scale, of_shift, None, None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from condensation import kernels, winograd
-from condensation.compiled_blocks import planes
+from condensation.compiled_blocks import block_backward, planes, tiled, untiled
 
 
 class DualWinogradBlock(torch.autograd.Function):
@@ -33,16 +33,12 @@ class DualWinogradBlock(torch.autograd.Function):
         parameters: Tensor, parameter_slopes: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Keep the tiles of the input, and the normalised results of the convolutions."""
-        number, height, width, channels = images.shape
-        filters, num_tiles = len(weight), number * height * width // winograd.TILE**2
-        tiles, tile_slopes = (planes(images.dtype, num_tiles, channels) for _ in range(2))
-        for source, target in ((images, tiles), (image_slopes, tile_slopes)):
-            sizes = (target.stride(0), *images.shape)
-            kernels.call("input_transform", source.contiguous(), target, sizes=sizes)
+        (number, height, width, _), filters = images.shape, len(weight)
+        tiles, tile_slopes = (tiled(each, each.dtype) for each in (images, image_slopes))
         factors, factor_slopes = (
             winograd.transform_filters(each).transpose(1, 2) for each in (weight, weight_slope)
         )
-        products, product_slopes = (planes(images.dtype, num_tiles, filters) for _ in range(2))
+        products, product_slopes = (planes(images.dtype, tiles.shape[1], filters) for _ in range(2))
         torch.bmm(tiles, factors, out=products)
         torch.bmm(tile_slopes, factors, out=product_slopes)
         product_slopes.baddbmm_(tiles, factor_slopes)
@@ -98,7 +94,10 @@ def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
     of_filters = torch.bmm(of_products.transpose(1, 2), tiles)
     of_filters.baddbmm_(of_product_slopes.transpose(1, 2), tile_slopes)
     of_weight = winograd.transform_filters_back(of_filters)
-    of_weight_slope = _of_weight(of_product_slopes, tiles, ctx.needs_input_grad[3])
+    of_weight_slope = None
+    if ctx.needs_input_grad[3]:
+        of_filters = torch.bmm(of_product_slopes.transpose(1, 2), tiles)
+        of_weight_slope = winograd.transform_filters_back(of_filters)
     of_images = of_image_slopes = None
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
         turned, turned_slope = (
@@ -107,41 +106,19 @@ def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
         products = planes(tiles.dtype, *tiles.shape[1:])
         torch.bmm(of_tiles, turned, out=products)
         products.baddbmm_(of_tile_slopes, turned_slope)
-        of_images = _untiled(products, len(b), ctx.size)
+        of_images = untiled(products, b, ctx.size)
         torch.bmm(of_tile_slopes, turned, out=products)
-        of_image_slopes = _untiled(products, len(b), ctx.size)
+        of_image_slopes = untiled(products, b, ctx.size)
     return of_images, of_image_slopes, of_weight, of_weight_slope, sums[:3], sums[3:], None
 
 
 def _slopes_backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:
     # The slopes are linear in the slopes: this is the backward pass of the block itself.
-    tiles, _, weight, _, parameters, normalised, _, inverses, _ = ctx.saved_tensors
-    of_products, of_tiles = (planes(tiles.dtype, tiles.shape[1], len(weight)) for _ in range(2))
-    sums = torch.zeros_like(parameters[:3])
-    kernels.call(
-        "block_backward", b.contiguous(), normalised, inverses, parameters[0], parameters[1],
-        of_products, of_tiles, *sums, sizes=(of_tiles.stride(0), len(b), *ctx.size, len(weight)),
-    )  # fmt: skip
-    of_image_slopes = None
-    if ctx.needs_input_grad[1]:
-        products = planes(tiles.dtype, *tiles.shape[1:])
-        torch.bmm(of_tiles, winograd.transform_filters(weight, turned=True), out=products)
-        of_image_slopes = _untiled(products, len(b), ctx.size)
-    of_weight_slope = _of_weight(of_products, tiles, ctx.needs_input_grad[3])
+    tiles, _, weight, _, (scale, shift, *_), normalised, _, inverses, _ = ctx.saved_tensors
+    of_image_slopes, of_weight_slope, sums = block_backward(
+        b, tiles, weight, scale, shift, normalised, inverses, ctx.size, ctx.needs_input_grad[1]
+    )
     return None, of_image_slopes, None, of_weight_slope, None, sums, None
-
-
-def _of_weight(of_products: Tensor, tiles: Tensor, needed: bool) -> Tensor | None:
-    if not needed:
-        return None
-    return winograd.transform_filters_back(torch.bmm(of_products.transpose(1, 2), tiles))
-
-
-def _untiled(products: Tensor, number: int, size: tuple[int, int]) -> Tensor:
-    # (36, P, c) -> (N, h, w, c)
-    images = products.new_empty(number, *size, products.shape[2])
-    kernels.call("output_transform", products, images, sizes=(products.stride(0), *images.shape))
-    return images
 
 
 class DualFirstBlock(torch.autograd.Function):

@@ -9,6 +9,7 @@ Shapes: N = images, h x w = their size, c = channels, o = filters; channels last
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def fused(module: nn.Module) -> nn.Module:
     return module
 
 
-def is_block(layers: list[nn.Module]) -> bool:
+def is_block(layers: Sequence[nn.Module]) -> bool:
     """Whether these are the layers that are fused."""
     if len(layers) < 4:
         return False

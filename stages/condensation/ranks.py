@@ -76,7 +76,7 @@ class Ranks:
         """Bring the parameters of each set from a process that has a class of it, in place."""
 
     def agree(self, wish: int) -> int:
-        """Return the largest of the wishes: to write a checkpoint or to stop (`Checkpoint`), ..."""
+        """Return the largest of all processes' wishes, as to write a checkpoint or to stop."""
         return wish
 
     def share(self, state: State | None) -> State | None:

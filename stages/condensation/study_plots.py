@@ -153,7 +153,7 @@ def curvature_terms(facets: Facets) -> Figure:
                 smooth = table[name].rolling(window, center=True, min_periods=1).mean()
                 look = {**_look(label, facets), "marker": ""}
                 axes.plot(table["iteration"], smooth, **look)
-            axes.set_title(f"{title}: {name}", fontsize=9.5)
+            axes.set_title(textwrap.fill(f"{title}: {name}", 40), fontsize=9.5)
         row[0].set_yscale("log", nonpositive="mask")
         row[0].yaxis.set_minor_formatter(NullFormatter())
         row[1].axhline(0, color=GREY, linewidth=0.8)

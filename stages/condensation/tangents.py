@@ -9,7 +9,8 @@ whole process, so that threads cannot use it, and has no rules for the compiled 
 Shapes: B = batch, C = classes, image = (ch, h, w).
 """
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,29 +55,32 @@ def tangent_pass(module: nn.Sequential, theta: Values, vector: Values, images: T
         vector: The direction, of the parameters that move.
         images: (B, ch, h, w), which do not require a gradient.
     """
-    layers = list(module.named_children())
+    names, layers = zip(*module.named_children(), strict=True)
+    own, moving = (_by_layer(values, names) for values in (theta, vector))
     at, position = Pair(images, None), 0
     while position < len(layers):
-        names = [name for name, _ in layers[position : position + 2]]
-        block = [layer for _, layer in layers[position : position + 4]]
-        if (done := _compiled(block, names, theta, vector, at)) is not None:
+        block = slice(position, position + 4)
+        done = _compiled(layers[block], own[block], moving[block], at)
+        if done is not None:
             at, position = done, position + 4
             continue
-        name, layer = layers[position]
-        at = RULES[type(layer)](layer, _own(theta, name), _own(vector, name), at)
+        layer = layers[position]
+        at = RULES[type(layer)](layer, own[position], moving[position], at)
         position += 1
     return at
 
 
-def _own(values: Values, name: str) -> Values:
-    prefix = f"{name}."
-    return {
-        key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
-    }
+def _by_layer(values: Values, names: Sequence[str]) -> list[dict[str, Tensor]]:
+    # Of each layer its values, by their own names; empty where it has none.
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in values.items():
+        layer, _, own = name.rpartition(".")
+        found[layer][own] = value
+    return [found[name] for name in names]
 
 
 def _compiled(
-    block: list[nn.Module], names: list[str], theta: Values, vector: Values, at: Pair
+    block: Sequence[nn.Module], own: Sequence[Values], moving: Sequence[Values], at: Pair
 ) -> Pair | None:
     # A block of ConvNet by compiled kernels, if there is one that takes it.
     if not fused.is_block(block) or not fused.fits(at.value, block[0]):
@@ -84,8 +88,7 @@ def _compiled(
     convolution, norm = block[:2]
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
     kernel, padding = fused.kernel_for(at.value, convolution), int(convolution.padding[0])
-    first, second = (_own(theta, name) for name in names)
-    moving = [_own(vector, name) for name in names]
+    (first, second), moving = own[:2], moving[:2]
     if not any(moving) and at.slope is None:
         values = (first["weight"], first["bias"], second["weight"], second["bias"], norm.eps)
         if kernel is FirstBlock:
@@ -97,8 +100,8 @@ def _compiled(
             return None
         return Pair(value.permute(0, 3, 1, 2), None)
     (weight_slope, bias_slope), (scale_slope, shift_slope) = (
-        [own.get(key, torch.zeros_like(values[key])) for key in ("weight", "bias")]
-        for own, values in zip(moving, (first, second), strict=True)
+        [slopes.get(key, torch.zeros_like(values[key])) for key in ("weight", "bias")]
+        for slopes, values in zip(moving, (first, second), strict=True)
     )
     parameters = torch.stack([second["weight"], second["bias"], first["bias"]])
     parameter_slopes = torch.stack([scale_slope, shift_slope, bias_slope])
@@ -148,18 +151,23 @@ def norm(layer: nn.Module, own: Values, moving: Values, at: Pair) -> Pair:
     centred = grouped - grouped.mean(2, keepdim=True)
     inverse = (centred.square().mean(2, keepdim=True) + layer.eps).rsqrt()
     normalised = centred * inverse
-    scale, shift = (own[key].view(per_channel) for key in ("weight", "bias"))
-    whole = normalised.view(at.value.shape)
     slope = None
     if at.slope is not None:
         moved = at.slope.flatten(1).unflatten(1, (groups, -1))
         moved = moved - moved.mean(2, keepdim=True)
         moved = inverse * (moved - normalised * (normalised * moved).mean(2, keepdim=True))
-        slope = moved.view(at.value.shape) * scale
+        slope = moved.view(at.value.shape)
+    return _scaled(own, moving, per_channel, Pair(normalised.view(at.value.shape), slope))
+
+
+def _scaled(own: Values, moving: Values, shape: Sequence[int], at: Pair) -> Pair:
+    # y = scale n + shift, y' = scale n' + scale' n + shift'.
+    scale, shift = (own[key].view(shape) for key in ("weight", "bias"))
+    slope = None if at.slope is None else at.slope * scale
     if moving:
-        by_scale, by_shift = (moving[key].view(per_channel) for key in ("weight", "bias"))
-        slope = _sum(slope, whole * by_scale + by_shift)
-    return Pair(whole * scale + shift, slope)
+        by_scale, by_shift = (moving[key].view(shape) for key in ("weight", "bias"))
+        slope = _sum(slope, at.value * by_scale + by_shift)
+    return Pair(at.value * scale + shift, slope)
 
 
 def frozen_batch_norm(layer: nn.Module, own: Values, moving: Values, at: Pair) -> Pair:
@@ -167,12 +175,8 @@ def frozen_batch_norm(layer: nn.Module, own: Values, moving: Values, at: Pair) -
     assert isinstance(layer, BatchNorm)
     inverse = torch.rsqrt(own["variance"] + layer.eps)[:, None, None]
     normalised = (at.value - own["mean"][:, None, None]) * inverse
-    scale, shift = (own[key][:, None, None] for key in ("weight", "bias"))
-    slope = None if at.slope is None else at.slope * inverse * scale
-    if moving:
-        by_scale, by_shift = (moving[key][:, None, None] for key in ("weight", "bias"))
-        slope = _sum(slope, normalised * by_scale + by_shift)
-    return Pair(normalised * scale + shift, slope)
+    slope = None if at.slope is None else at.slope * inverse
+    return _scaled(own, moving, (-1, 1, 1), Pair(normalised, slope))
 
 
 def rectifier(layer: nn.Module, own: Values, moving: Values, at: Pair) -> Pair:

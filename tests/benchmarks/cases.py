@@ -273,12 +273,12 @@ LADDER = (
 def ladder(case: Case, device: torch.device, side: str) -> Run:
     """The image step with what `LADDER` lists, down to the named one."""
     rung = LADDER.index(side)
-    if rung in (0, 5):
-        return step(case, device, "engine" if rung else "reference")
-    if rung == 6:
-        inputs = Inputs(case, device, Engine(autocast=PRECISIONS["bfloat16"]))
+    if rung == 0:
+        return step(case, device, "reference")
+    lower = PRECISIONS["bfloat16"] if rung == 6 else None
+    inputs = Inputs(case, device, Engine(autocast=lower))
+    if rung >= 5:
         return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
-    inputs = Inputs(case, device)
     if rung >= 2:
         keep_freed_memory()
     if rung < 3:
