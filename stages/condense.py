@@ -35,7 +35,7 @@ from condensation.draws import Draws
 from condensation.files import check_writable, together, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite, without_gradient
-from condensation.matching import Curvature, Engine, Matched, make_matching_step
+from condensation.matching import Curvature, Engine, Matched, MatchingStep, make_matching_step
 from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
 from condensation.params import Params, load_params, run_stage
@@ -367,6 +367,27 @@ def make_match(
             settings.iterations * outer,
         )
 
+    recorded: dict[tuple[Block, bool], MatchingStep] = {}
+    weight = torch.zeros((), device=draws.device)
+
+    def step_of(block: Block, second: Curvature | None, networks: list[Network]) -> MatchingStep:
+        # Of a compiled step there is one for all weights, which it reads each time.
+        sets, classes = block
+        key = block, second is None
+        if second is not None and compiled:
+            weight.fill_(second.weight)
+            second = dataclasses.replace(second, weight=weight)
+        if key not in recorded or not compiled:
+            recorded[key] = make_matching_step(
+                networks,
+                distance,
+                second,
+                counts[classes.start : classes.stop],
+                classes.start,
+                engine,
+            )
+        return recorded[key]
+
     def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:
         number = (iteration - 1) * outer + image_step
         second = None if plan is None else plan.at(number)
@@ -386,14 +407,8 @@ def make_match(
                 draws.real(k, classes, settings.real_per_class, "real", *place, following=following)
                 for k in sets
             ]
-            step = make_matching_step(
-                [draws.frozen(network, thetas[k], k, *place) for k in sets],
-                distance,
-                second,
-                counts[classes.start : classes.stop],
-                classes.start,
-                engine,
-            )
+            networks = [draws.frozen(network, thetas[k], k, *place) for k in sets]
+            step = step_of(block, second, networks)
             own = images[sets.start : sets.stop, block.rows(counts)]
             siamese = [draws.siamese(k, classes, number) for k in sets]
             parts.append((block, step(own, real, [thetas[k] for k in sets], probes, siamese)))

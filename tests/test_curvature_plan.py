@@ -14,7 +14,7 @@ def weights(schedule: str = "constant", every: int = 1, until: int = 20) -> list
     """Of the steps of a run of 20; 0 where there is no term."""
     plan = CurvaturePlan(TERM, SCHEDULES[schedule], every, until, 20)
     terms = [plan.at(step) for step in range(20)]
-    return [0.0 if term is None else term.weight for term in terms]
+    return [0.0 if term is None else float(term.weight) for term in terms]
 
 
 def test_the_term_is_the_one_given() -> None:

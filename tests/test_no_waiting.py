@@ -19,7 +19,7 @@ from condensation.curvature import CURVATURE_FORMS
 from condensation.datasets import Dataset
 from condensation.distances import DISTANCES
 from condensation.draws import Draws
-from condensation.matching import Curvature, Engine, make_matching_step
+from condensation.matching import Curvature, Engine, MatchingStep, make_matching_step
 from condensation.randomness import generator
 from condensation.stacked import one_gradient
 from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
@@ -66,6 +66,7 @@ def image_step(
     optimiser = torch.optim.SGD([images], lr=0.1, momentum=0.5)
     engine = Engine(compiled, draws.most_real(6), torch.bfloat16 if compiled else None)
     numbers = iter(range(1000))
+    steps: list[MatchingStep] = []
     classes = range(NUM_CLASSES)
 
     def draw() -> Drawn:
@@ -78,14 +79,11 @@ def image_step(
         return frozen, [real], thetas, [probes], [siamese]
 
     def match(drawn: Drawn) -> None:
-        step = make_matching_step(
-            [drawn[0]],
-            DISTANCES["squared_euclidean"],
-            curvature,
-            [2] * NUM_CLASSES,
-            engine=engine,
-        )
-        images.grad = step(images.detach(), *drawn[1:]).gradient
+        if not (steps and compiled):  # which is one for all
+            distance = DISTANCES["squared_euclidean"]
+            counts = [2] * NUM_CLASSES
+            steps[:] = [make_matching_step([drawn[0]], distance, curvature, counts, engine=engine)]
+        images.grad = steps[0](images.detach(), *drawn[1:]).gradient
         optimiser.step()
 
     return draw, match

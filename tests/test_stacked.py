@@ -182,7 +182,10 @@ def test_how_many_go_side_by_side(name: str, size: int, device: str, expected: l
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_on_cuda_side_by_side_equals_each_by_itself(name: str) -> None:
+def test_on_cuda_side_by_side_equals_each_by_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     network, _ = tiny_network(name)
     thetas = [init_theta(network, generator(0, k), "cuda") for k in range(3)]
     images = [image_set.float().cuda() for image_set in SETS]

@@ -1,4 +1,4 @@
-"""Batches of real images of several classes: made when they are used, or ahead by another thread.
+"""Batches of real images of several classes, and what another thread makes ahead.
 
 Where all images lie on the device, a batch is made when its class is matched: those of all classes
 together, as floats, may be larger than the dataset. Otherwise the rows of the next draw are taken
@@ -13,11 +13,10 @@ from typing import Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node, tree_leaves
 
 Name = TypeVar("Name", bound=Hashable)
-
-Rows = list[Tensor]
-"""Of each class, (R, ch, h, w) uint8."""
+Made = TypeVar("Made")
 
 
 class LazyBatches(Sequence[Tensor]):
@@ -43,21 +42,32 @@ class LazyBatches(Sequence[Tensor]):
         return self._make(self._of_classes[index])
 
 
-class Ahead(Generic[Name]):
+# So that a CUDA graph can be given new ones (`recording.py`).
+register_pytree_node(
+    LazyBatches,
+    lambda batches: ([*batches._of_classes], batches._make),
+    lambda of_classes, make: LazyBatches(make, [*of_classes]),
+)
+
+
+class Ahead(Generic[Name, Made]):
     """Makes what will be asked for next while the caller works."""
 
-    def __init__(self, make: Callable[[Name], Rows], device: torch.device) -> None:
-        """Make things by `make(name)` in a thread of its own, and on a CUDA stream of its own."""
+    def __init__(self, make: Callable[[Name], Made], device: torch.device) -> None:
+        """Make things by `make(name)` in a thread of its own, and on a CUDA stream of its own.
+
+        What is made is a tensor, or lists and dicts of them.
+        """
         self._make = make
         self._device = device
         self._executor = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._begun: dict[Name, Future[tuple[Rows, torch.cuda.Event | None]]] = {}
+        self._begun: dict[Name, Future[tuple[Made, torch.cuda.Event | None]]] = {}
 
-    def take(self, name: Name, following: Name | None) -> Rows:
+    def take(self, name: Name, following: Name | None) -> Made:
         """Return what is made of a name, and begin with that of the following one."""
         begun = self._begun.pop(name, None) or self._executor.submit(self._run, name)
-        rows, copied = begun.result()
+        made, copied = begun.result()
         if following is not None and following not in self._begun:
             self._begun[following] = self._executor.submit(self._run, following)
         if copied is not None:
@@ -65,13 +75,13 @@ class Ahead(Generic[Name]):
             # another tensor before the work on them is done.
             current = torch.cuda.current_stream(self._device)
             current.wait_event(copied)
-            for tensor in rows:
+            for tensor in tree_leaves(made):
                 tensor.record_stream(current)
-        return rows
+        return made
 
-    def _run(self, name: Name) -> tuple[Rows, torch.cuda.Event | None]:
+    def _run(self, name: Name) -> tuple[Made, torch.cuda.Event | None]:
         if self._stream is None:
             return self._make(name), None
         with torch.cuda.stream(self._stream):
-            rows = self._make(name)
-            return rows, self._stream.record_event()
+            made = self._make(name)
+            return made, self._stream.record_event()

@@ -14,7 +14,7 @@ from condensation.derivatives import (
     inner_product,
 )
 from condensation.devices import has_bfloat16
-from condensation.fused import FEWEST_CHANNELS, FEWEST_TILES, FusedSequential
+from condensation.fused import FEWEST_CHANNELS, FEWEST_TILES, FusedSequential, has_kernels
 from condensation.layers import AveragePool
 from condensation.networks import Network, Theta
 from condensation.precisions import PRECISIONS
@@ -24,9 +24,9 @@ FEWEST_IMAGES = 5000
 0.8 ms an image on two cores, and the build takes 1 to 4 seconds. The time of the build is not in
 the seconds of the stages."""
 
-FEWEST_STEPS = 500
-"""Image steps from which `auto` compiles on CUDA, where first calls may take half a minute. Chosen,
-not measured: what a step gains there has not been timed with this code."""
+FEWEST_STEPS = 300
+"""Image steps from which `auto` compiles on CUDA. On an H100 a step of ConvNet with 256 real images
+of each of ten classes takes 5 ms in place of 50, and the first one 11 to 20 s."""
 
 TOLERANCE = 1e-4
 """Largest difference from PyTorch's operators, relative to the largest number, in float32."""
@@ -60,8 +60,9 @@ def choose_transform(
 ) -> tuple[bool, str]:
     """Whether `torch.compile` is used for image steps and the training between them, and why.
 
-    It is on CUDA: gradients on real images, the synthetic side of all classes, and the gradient of
-    a training step, each one graph. On the CPU it gains a fifth of the synthetic side (ConvNet, one
+    It is on CUDA: gradients on real images, where no kernels are for them, and the synthetic side
+    of all classes; each image step then is one CUDA graph, and so are some steps of training at a
+    time. On the CPU it gains a fifth of the synthetic side (ConvNet, one
     image a class, one thread: 20 ms become 16 ms), and the first call takes 17 s of the processor's
     time.
 
@@ -87,8 +88,8 @@ def choose_precision(
     """In what precision gradients on real images are calculated, and why; after `choose_kernels`.
 
     Args:
-        setting: A key of `PRECISIONS`; None: bfloat16 where it is known to be faster, on a CPU that
-            has it and with compiled kernels for blocks of many channels.
+        setting: A key of `PRECISIONS`; None: bfloat16 where it is known to be faster, on a device
+            that has it and with kernels for blocks: on the CPU compiled ones, of many channels.
         network: What will be differentiated.
         device: Where.
         in_one_pass: Whether a form of order 2 has them in the same pass as its products, which is
@@ -99,16 +100,14 @@ def choose_precision(
         and there was a choice.
     """
     lower = next(name for name, dtype in PRECISIONS.items() if dtype == kernels.LOWER)
-    if setting == "float32" or setting is None and device.type == "cpu" and not _gains(network):
+    if setting == "float32" or setting is None and not _gains(network, device):
         return "float32", ""
     reason, said = "", f"real_precision: {setting or 'auto'}; "
     if setting is None:
-        if device.type != "cpu":
-            reason = f"what {lower} gains there has not been measured"
-        elif in_one_pass:
+        if in_one_pass and device.type == "cpu":
             reason = "the real gradients come in the pass of the curvature's products"
         elif not has_bfloat16(device):
-            reason = f"the processor has no {lower}"
+            reason = f"the device has no {lower}"
     if not reason and kernels.built() and (error := largest_error(lower)) > LOWER_TOLERANCE:
         reason = f"the compiled kernels differ by {error:.1g} from PyTorch's operators"
     if reason:
@@ -117,8 +116,10 @@ def choose_precision(
     return lower, f"{said}{lower} on the real images{emulated}"
 
 
-def _gains(network: Network) -> bool:
-    # Whether kernels are built for some convolution of many channels.
+def _gains(network: Network, device: torch.device) -> bool:
+    # Whether kernels are there for some convolution of many channels.
+    if device.type != "cpu":
+        return has_kernels(network.fused, device)
     return any(
         layer.in_channels >= FEWEST_CHANNELS
         and all(

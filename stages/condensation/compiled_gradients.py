@@ -1,8 +1,8 @@
 """The gradient of the loss on a batch as one graph: for devices that take longer to be told.
 
-`torch.compile` of the whole transform, as of the synthetic side (`stacked_classes.py`); on CUDA its
-kernels are one graph, launched at once. A graph is for one shape: a batch that is smaller is filled
-up with images that have no label, and count for nothing.
+`torch.compile` of the whole transform, as of the synthetic side (`stacked_classes.py`). A graph is
+for one shape: a batch that is smaller is filled up with images that have no label, and count for
+nothing.
 
 Shapes: B = images in a batch, image = (ch, h, w).
 """
@@ -55,8 +55,7 @@ def compiled_gradient(
 ) -> SumGradient:
     """Return the same as one graph; the same arguments give the same one, compiled once a shape.
 
-    Its results are the graph's own memory, which the next call writes over. None of its arguments
-    may require a gradient.
+    None of its arguments may require a gradient.
 
     Args:
         module: As of `sum_gradient`.

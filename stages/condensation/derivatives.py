@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 from condensation.compiled_gradients import compiled_gradient, factor_of, filled
+from condensation.fused import has_kernels
 from condensation.memory import with_less_memory
 from condensation.networks import Network, NetworkFunction, Theta
 from condensation.precisions import lowered
@@ -79,8 +80,8 @@ def constant_loss_gradient(
         images: (B, ch, h, w).
         labels: (B,).
         block_size: Images that go through the network at once.
-        compiled: Whether each block goes by one compiled graph, filled up to its size; for a
-            network without batch norms.
+        compiled: Whether each block goes by one compiled graph, filled up to its size, where the
+            network has no fused operators for the device; for a network without batch norms.
         autocast: What convolutions and products are lowered to (`lowered`), if to anything; what
             they give for each block is added up as precise as theta.
     """
@@ -90,7 +91,7 @@ def constant_loss_gradient(
         loss = part * classification_loss(leaves, function, block, block_labels)
         return torch.autograd.grad(loss, list(leaves.values()))
 
-    if not compiled:
+    if not compiled or has_kernels(network.fused, images.device):
         (gradient,) = _sum_over_blocks(of_block, theta, images, labels, block_size)
         return gradient
 
@@ -227,6 +228,9 @@ def _sum_over_blocks(
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
 
     def in_blocks(size: int) -> list[Theta]:
+        if size >= len(images):
+            whole = iter(of_block(leaves, 1.0, images, labels))
+            return [{name: next(whole) for name in theta} for _ in range(results)]
         totals = [
             {name: torch.zeros_like(value) for name, value in theta.items()} for _ in range(results)
         ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from condensation.augmentation import Augmentation, Draw
 from condensation.class_batches import Ahead, LazyBatches
 from condensation.datasets import Dataset, sample_class
+from condensation.devices import to_device
 from condensation.matching import draw_probes
 from condensation.networks import Network, Theta, freeze_statistics, init_theta
 from condensation.randomness import generator
@@ -43,14 +44,28 @@ class Draws:
         self._dataset = dataset
         self._images = RealImages(dataset, device)
         self._members = dataset.members()
-        self._ahead = None if self._images.on_device else Ahead(self._rows, device)
+        in_memory = device.type != "cuda"
+        self._ahead = None
+        if not (in_memory and self._images.on_device):
+            self._ahead = Ahead(self._there if self._images.on_device else self._rows, device)
+        self._thetas_ahead = None if in_memory else Ahead(self._thetas, device)
         self._augmentation = augmentation
-        self._device = device
+        self.device = device
 
     def thetas(self, network: Network, iteration: int) -> list[Theta]:
-        """Draw fresh parameters for the network of each set."""
+        """Draw fresh parameters for the network of each set.
+
+        On CUDA those of the next iteration are drawn meanwhile, by another thread.
+        """
+        name = (network, iteration)
+        if self._thetas_ahead is None:
+            return self._thetas(name)
+        return self._thetas_ahead.take(name, (network, iteration + 1))
+
+    def _thetas(self, name: tuple[Network, int]) -> list[Theta]:
+        network, iteration = name
         return [
-            init_theta(network, generator(seed, "theta", iteration), self._device)
+            init_theta(network, generator(seed, "theta", iteration), self.device)
             for seed in self.seeds
         ]
 
@@ -72,13 +87,15 @@ class Draws:
             classes: Of which images are drawn.
             num_per_class: R.
             *stream: The name of the draw.
-            following: That of the next draw, which is got ready meanwhile if it takes a copy.
+            following: That of the next draw, which is got ready meanwhile on CUDA, or if it takes a
+                copy.
         """
         name = (k, tuple(classes), num_per_class, stream)
         if self._ahead is None:
             return LazyBatches(self._images.__getitem__, self._places(name))
         after = None if following is None else (*name[:3], following)
-        return LazyBatches(self._images.normalise, self._ahead.take(name, after))
+        make = self._images.__getitem__ if self._images.on_device else self._images.normalise
+        return LazyBatches(make, self._ahead.take(name, after))
 
     def most_real(self, num_per_class: int) -> int:
         """Return how many real images of a class are drawn at most."""
@@ -96,6 +113,11 @@ class Draws:
             )
             for c in classes
         ]
+
+    def _there(self, name: _Name) -> list[Tensor]:
+        # The same on the device, by one copy.
+        places = self._places(name)
+        return [*to_device(torch.cat(places), self.device).split([*map(len, places)])]
 
     def _rows(self, name: _Name) -> list[Tensor]:
         return [self._images.rows(places) for places in self._places(name)]

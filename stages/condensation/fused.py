@@ -1,15 +1,19 @@
-"""Blocks of ConvNet on the CPU, fused for training: the same function, differentiable once.
+"""Blocks of ConvNet, fused for training: the same function, differentiable once.
 
 The operators of PyTorch for instance norm and pooling go through memory many times and are slow
 with the channels last, where the convolutions are fastest; here each block is a handful of
 products and passes. What matching needs (derivatives of derivatives, transforms of `torch.func`)
 goes through the ordinary modules; what only trains, scores or takes one gradient comes here.
 
+On CUDA a block is `cuda_blocks.py`'s, where there is Triton; what is said here is of the CPU.
+
 Shapes: N = images, h x w = their size, c = channels, o = filters; channels last inside.
 """
 
+import importlib.util
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,20 +40,22 @@ class FusedSequential(nn.Sequential):
     """Layers one after the other; blocks of convolution, norm, ReLU and pooling are fused.
 
     It has the parameters, the names and the result of the `torch.nn.Sequential` it is made from.
-    Fused are 3 x 3 convolution, instance norm, ReLU, 2 x 2 average pooling in this order, on the
-    CPU, where height and width are even; under `torch.autocast` where a compiled kernel takes the
+    Fused are 3 x 3 convolution, instance norm, ReLU, 2 x 2 average pooling in this order, where
+    height and width are even; on the CPU under `torch.autocast` where a compiled kernel takes the
     block, of which only the products of matrices are then in the lower precision.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the layers give; differentiable once, with respect to the parameters."""
         layers = list(self)
-        position = 0
-        lower = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        position, device = 0, images.device.type
+        lower = None
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+            lower = torch.get_autocast_dtype(device)
         while position < len(layers):
             block = layers[position : position + 4]
             if is_block(block) and fits(images, block[0], lower):
-                with torch.autocast("cpu", enabled=False):
+                with torch.autocast(device, enabled=False):
                     images = _block(images, block[0], block[1], lower)
                 position += 4
             else:
@@ -65,6 +71,26 @@ def fused(module: nn.Module) -> nn.Module:
         if any(is_block(layers[position : position + 4]) for position in range(len(layers))):
             return FusedSequential(OrderedDict(module.named_children()))
     return module
+
+
+@cache
+def cuda_blocks() -> Any:
+    """Return the module of the blocks on CUDA, or None without Triton, that they are written in."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from condensation import cuda_blocks as blocks
+
+    return blocks
+
+
+def has_kernels(module: nn.Module, device: torch.device) -> bool:
+    """Whether the module has blocks that are kernels of CUDA on this device."""
+    return on_cuda(device) and isinstance(module, FusedSequential) and cuda_blocks() is not None
+
+
+def on_cuda(device: torch.device) -> bool:
+    """Whether it is CUDA."""
+    return device.type == "cuda"
 
 
 def is_block(layers: Sequence[nn.Module]) -> bool:
@@ -89,7 +115,12 @@ def fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None = Non
     assert isinstance(convolution, nn.Conv2d)
     border = 2 * int(convolution.padding[0]) - 2
     height, width = images.shape[-2] + border, images.shape[-1] + border
-    if images.device.type != "cpu" or height % 2 or width % 2 or min(height, width) <= 0:
+    if height % 2 or width % 2 or min(height, width) <= 0:
+        return False
+    if on_cuda(images.device):
+        blocks = cuda_blocks()
+        return blocks is not None and height * width <= blocks.MOST_PIXELS
+    if images.device.type != "cpu":
         return False
     return lower is None or lower == kernels.LOWER and kernel_for(images, convolution) is not None
 
@@ -123,6 +154,9 @@ def _block(
     assert convolution.bias is not None
     padding = int(convolution.padding[0])
     parameters = (convolution.weight, convolution.bias, norm.weight, norm.bias, norm.eps)
+    if on_cuda(images.device):
+        by_triton: Tensor = cuda_blocks().block(images, *parameters, padding, lower)
+        return by_triton
     kernel, channels_last = kernel_for(images, convolution), images.permute(0, 2, 3, 1)
     pooled: Tensor
     if kernel is FirstBlock:

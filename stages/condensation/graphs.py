@@ -9,16 +9,14 @@ import torch
 def one_graph(
     function: Callable[..., Any], backend: str = "inductor", dynamic: bool | None = None
 ) -> Callable[..., Any]:
-    """Return the function by `torch.compile`, without a break; on CUDA it is launched at once.
+    """Return the function by `torch.compile`, without a break.
 
     Args:
         function: Of tensors, and dicts and lists of them.
         backend: Of `torch.compile`.
         dynamic: Of `torch.compile`: False compiles each shape by itself.
     """
-    # CUDA graphs: one launch for all kernels.
-    mode = "reduce-overhead" if backend == "inductor" and torch.cuda.is_available() else None
     compiled: Callable[..., Any] = torch.compile(
-        function, fullgraph=True, dynamic=dynamic, backend=backend, mode=mode
+        function, fullgraph=True, dynamic=dynamic, backend=backend
     )
     return compiled

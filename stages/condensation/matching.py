@@ -31,11 +31,16 @@ from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.devices import to_device
 from condensation.distances import Distance
 from condensation.networks import Network, Theta, last_layers, part_of
+from condensation.recording import Recorded
 from condensation.stacked_classes import ClassInputs, stacked_slopes
+from condensation.streams import Lanes
 from condensation.workers import parallel_map
 
 REAL_BLOCK = {"cpu": 32}
 """Real images that go through the network at once, by type of device: 32 stay in a CPU's cache."""
+
+STREAMS = 4
+"""Classes whose real images are at work at once on CUDA."""
 
 _TINY = 1e-30
 """Smallest length of an image gradient that is divided by."""
@@ -47,13 +52,14 @@ class Curvature:
 
     Attributes:
         form: Q.
-        weight: Length of Q's image gradient as a multiple of that of D.
+        weight: Length of Q's image gradient as a multiple of that of D; a tensor, (), is read each
+            time that a recorded step runs.
         real_per_class: Real images of the class that Q takes, the first of the batch.
         layers: The last layers, whose parameters Q is about; None: all.
     """
 
     form: CurvatureForm
-    weight: float
+    weight: float | Tensor
     real_per_class: int
     layers: int | None = None
 
@@ -68,7 +74,8 @@ class Engine:
 
     Attributes:
         compiled: Whether gradients on real images and the synthetic side of all classes go by
-            `torch.compile`; not on the CPU, where classes go side by side.
+            `torch.compile` or kernels, and the step is one CUDA graph; not on the CPU, where
+            classes go side by side.
         real_block: Real images of a class that go through the network at once, and that a compiled
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
         autocast: What the convolutions and products for g_T are lowered to, if to anything. All
@@ -207,23 +214,27 @@ def match_classes(
         engine: How.
     """
     sides, inputs = [], []
-    for c, (images, batch, augmentation) in enumerate(zip(synthetic, real, siamese, strict=True)):
-        leaf, seen, batch = _augmented(images, batch, augmentation)
-        sides.append((leaf, seen))
-        real_labels = torch.full((len(batch),), first_class + c, device=batch.device)
-        labels = torch.full((len(images),), first_class + c, device=images.device)
-        if curvature is None:
-            target = _real_gradient(theta, network, batch, real_labels, engine)
-            own: list[Theta] = []
-            constants: Constants = []
-        else:
-            gradient = {}
-            if curvature.form.needs_gap:
-                gradient = loss_gradient(theta, network, seen.detach(), labels)
-            target, own, constants = _of_real(
-                theta, network, batch, real_labels, probes, gradient, curvature, engine
-            )
-        inputs.append(ClassInputs(seen.detach(), labels, target, own, constants))
+    # Streams are for a recorded step, whose memory is its own: nothing else may be given it.
+    lanes = Lanes(synthetic[0].device, STREAMS if engine.compiled else 1)
+    with lanes.at_once():
+        for c, images in enumerate(synthetic):
+            with lanes.of(c):
+                leaf, seen, batch = _augmented(images, real[c], siamese[c])
+                sides.append((leaf, seen))
+                real_labels = torch.full((len(batch),), first_class + c, device=batch.device)
+                labels = torch.full((len(images),), first_class + c, device=images.device)
+                if curvature is None:
+                    target = _real_gradient(theta, network, batch, real_labels, engine)
+                    own: list[Theta] = []
+                    constants: Constants = []
+                else:
+                    gradient = {}
+                    if curvature.form.needs_gap:
+                        gradient = loss_gradient(theta, network, seen.detach(), labels)
+                    target, own, constants = _of_real(
+                        theta, network, batch, real_labels, probes, gradient, curvature, engine
+                    )
+                inputs.append(ClassInputs(seen.detach(), labels, target, own, constants))
     form, names = None, []
     if curvature is not None:
         form, names = curvature.form, curvature.names(theta)
@@ -323,7 +334,9 @@ def _of_real(
     return target, list(side.probes), curvature.form.constants(side)
 
 
-def weigh(of_distance: Tensor, of_term: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def weigh(
+    of_distance: Tensor, of_term: Tensor, weight: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Add the image gradient of Q to that of D, `weight` times as long.
 
     Args:
@@ -424,4 +437,4 @@ def make_matching_step(
             *(torch.stack(value).view(len(synthetic), len(counts)) for value in values),
         )
 
-    return step
+    return Recorded(step) if engine.compiled else step

@@ -9,11 +9,12 @@ Shapes: B = batch, image = (ch, h, w), P = h w pixels.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from condensation.affine import places, rotations, shifts
 from condensation.devices import to_device
@@ -84,6 +85,14 @@ class SiameseAugmentation:
         inside_columns = (columns >= 0) & (columns < share_of(width, CUTOUT_SHARE))
         hole = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
         return torch.where(hole, 0.0, coloured).view(shape)
+
+
+# So that a CUDA graph can be given new ones (`recording.py`).
+register_pytree_node(
+    SiameseAugmentation,
+    lambda draw: ([getattr(draw, field.name) for field in fields(draw)], None),
+    lambda values, _: SiameseAugmentation(*values),
+)
 
 
 def share_of(side: int, share: float) -> int:

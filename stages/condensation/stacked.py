@@ -9,16 +9,17 @@ Shapes: K = networks, B = images in a step, image = (ch, h, w), theta = (K, *p) 
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from condensation.compiled_gradients import compiled_gradient, factor_of, filled
-from condensation.derivatives import classification_loss
+from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.networks import Network, Theta, init_theta
 from condensation.randomness import generator
+from condensation.recording import Recorded
 
 Gradient = Callable[[Theta, Tensor, Tensor], Theta]
 """`(theta (K, *p), images (K, B, ch, h, w), labels (K, B)) -> gradient (K, *p)` of each loss."""
@@ -50,25 +51,30 @@ def one_gradient(network: Network) -> Gradient:
     return gradient
 
 
-def compiled_one_gradient(network: Network, batch_size: int) -> Gradient:
-    """Return the same as one compiled graph, for a network without batch norms.
+@cache
+def recorded_steps(
+    network: Network, learning_rate: float, batch_size: int
+) -> Callable[[Theta, Tensor, Tensor], Theta]:
+    """Return steps of SGD of one network as one graph, the same for the same arguments.
 
-    What it returns is to be used before it is called again: it is the graph's own memory.
+    It is `(theta, images (S, B, ch, h, w), labels (S, B)) -> theta` after S steps.
 
     Args:
-        network: The network.
-        batch_size: B; a smaller batch is filled up to it.
+        network: The network, without batch norms.
+        learning_rate: Of each step.
+        batch_size: B at most.
     """
-    assert not network.batch_norms
-    graph = compiled_gradient(network.module)
 
-    def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
-        constants = {name: value[0].detach() for name, value in theta.items()}
-        batch = filled(images[0], labels[0], batch_size)
-        slopes = graph(constants, network.statistics, *batch, factor_of(images[0]))
-        return {name: slope[None] for name, slope in slopes.items()}
+    def steps(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
+        for batch, answers in zip(images, labels, strict=True):
+            slopes = constant_loss_gradient(
+                theta, network, batch, answers, batch_size, compiled=True
+            )
+            moves = zip(theta.items(), slopes.values(), strict=True)
+            theta = {name: value - learning_rate * slope for (name, value), slope in moves}
+        return theta
 
-    return gradient
+    return Recorded(steps)
 
 
 class StackedGradient:

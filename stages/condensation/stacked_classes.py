@@ -2,7 +2,7 @@
 
 The same numbers as `match_class`, class after class. `torch.func.vmap` over the classes of a nested
 gradient; what is random or varies (probes, augmentation) is drawn outside and passed in, so that
-the whole can be compiled without a break, and on CUDA becomes one graph of kernels.
+the whole can be compiled without a break.
 
 Shapes: C = classes, S = synthetic images of each, the same number; image = (ch, h, w).
 """
@@ -123,7 +123,7 @@ def compiled_transform(
         names: Of the parameters that Q is about.
         backend: Of `torch.compile`.
     """
-    return one_graph(stacked_transform(module, distance, form, names), backend)
+    return one_graph(stacked_transform(module, distance, form, names), backend, dynamic=False)
 
 
 def stack(inputs: Sequence[ClassInputs]) -> ClassInputs:
@@ -163,9 +163,7 @@ def stacked_slopes(
         groups.setdefault(len(each.images), []).append(place)
     for places in groups.values():
         of_group = transform(theta, network.statistics, stack([inputs[place] for place in places]))
-        # Clones: the next replay of a CUDA graph writes over its results.
         slopes |= {
-            place: ClassSlopes(*(value[i].clone() for value in of_group))
-            for i, place in enumerate(places)
+            place: ClassSlopes(*(value[i] for value in of_group)) for i, place in enumerate(places)
         }
     return [slopes[place] for place in range(len(inputs))]

@@ -15,7 +15,7 @@ from condensation.batches import Batches
 from condensation.checkpoints import Checkpoint
 from condensation.networks import Network, Theta
 from condensation.real_images import RealImages
-from condensation.stacked import Gradient, compiled_one_gradient, one_gradient
+from condensation.stacked import Gradient, one_gradient, recorded_steps
 from condensation.states import State, momentum_of, put_momentum
 
 Schedule = Callable[[float], float]
@@ -43,6 +43,10 @@ def warm_up_and_decay(progress: float) -> float:
 def linear_decay(progress: float) -> float:
     """Falls linearly to 0: the noise of the last small batches is averaged away."""
     return 1 - progress
+
+
+STEPS_AT_ONCE = 10
+"""Steps of a graph: more save little, and take longer to record."""
 
 
 class Settings(TypedDict):
@@ -90,13 +94,44 @@ def train(
         images: (N, ch, h, w), normalised.
         labels: (N,) int64.
         generator: Draws the order and the augmentation.
-        compiled: Whether the gradient is one compiled graph; for a network without batch norms.
+        compiled: Whether some steps are one graph; for a network without batch norms, and without
+            momentum, weight decay, schedule, `on_step` and checkpoint.
         **settings: See `Settings`.
     """
-    gradient = one_gradient(network)
     if compiled:
-        gradient = compiled_one_gradient(network, min(settings["batch_size"], len(labels)))
+        return _train_recorded(theta, network, images, labels, generator, settings)
+    gradient = one_gradient(network)
     return train_together([theta], gradient, [images], [labels], [generator], **settings)[0]
+
+
+def _train_recorded(
+    theta: Theta,
+    network: Network,
+    images: Tensor | RealImages,
+    labels: Tensor,
+    generator: torch.Generator,
+    settings: Settings,
+) -> Theta:
+    # Plain SGD, some steps as one graph: the way to each operator is longer than its work.
+    plain = {**settings, "momentum": 0.0, "weight_decay": 0.0}
+    assert plain == settings and not {"schedule", "on_step", "checkpoint"} & {*settings}
+    batches = Batches(
+        [images],
+        [labels],
+        [generator],
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        augmentation=settings.get("augmentation"),
+    )
+    steps = recorded_steps(
+        network, settings["learning_rate"], min(settings["batch_size"], len(labels))
+    )
+    ahead: list[tuple[Tensor, Tensor]] = []
+    for shown, answers in batches.steps():
+        if ahead and (len(ahead) == STEPS_AT_ONCE or len(answers[0]) != len(ahead[0][1])):
+            theta, ahead = steps(theta, *map(torch.stack, zip(*ahead, strict=True))), []
+        ahead.append((shown[0], answers[0]))
+    return steps(theta, *map(torch.stack, zip(*ahead, strict=True)))
 
 
 def train_together(

@@ -1,0 +1,83 @@
+"""A function of tensors as one CUDA graph: the host tells the device but once what it is to do.
+
+A graph reads its arguments from memory of its own, where they are copied for each run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+
+from condensation.devices import to_device
+
+WARM_UPS = 2
+"""Runs before the one that is recorded: what is compiled, chosen or allocated once is done then."""
+
+
+class Recorded:
+    """A function of tensors, recorded once for each shape of them; elsewhere than on CUDA, itself.
+
+    It takes tensors in tuples, lists, dicts and what else `torch.utils._pytree` knows; what is
+    given anything else, None excepted, is not recorded. It must not ask the device for a number,
+    nor read the host's memory, and nothing is differentiated through it.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Nothing is recorded yet."""
+        self._function = function
+        self._graphs: list[tuple[Any, _Graph]] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the function does, in memory of its own."""
+        leaves, structure = tree_flatten(arguments)
+        if not on_cuda(leaves):
+            return self._function(*arguments)
+        key = structure, [leaf if leaf is None else (leaf.shape, leaf.dtype) for leaf in leaves]
+        for known, graph in self._graphs:
+            if known == key:
+                return graph(leaves)
+        graph = _Graph(self._function, leaves, structure)
+        self._graphs.append((key, graph))
+        return graph(leaves)
+
+
+def on_cuda(leaves: list[Any]) -> bool:
+    """Whether there is something on CUDA among them, and nothing but tensors and None."""
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    known = all(isinstance(leaf, Tensor) for leaf in tensors)
+    return known and any(leaf.is_cuda for leaf in tensors)
+
+
+class _Graph:
+    """A recording for arguments of one shape."""
+
+    def __init__(
+        self, function: Callable[..., Any], leaves: list[Tensor | None], structure: TreeSpec
+    ) -> None:
+        (device, *_) = {leaf.device for leaf in leaves if leaf is not None and leaf.is_cuda}
+        inputs = [
+            leaf if leaf is None else torch.empty_like(leaf, device=device).copy_(leaf)
+            for leaf in leaves
+        ]
+        self._inputs = [leaf for leaf in inputs if leaf is not None]
+        arguments = tree_unflatten(inputs, structure)
+        main, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function(*arguments)
+        main.wait_stream(stream)
+        torch.cuda.empty_cache()  # what a graph takes is its own
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads go on meanwhile: those that get the next batch ready.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._results = function(*arguments)
+
+    def __call__(self, leaves: list[Tensor | None]) -> Any:
+        device = self._inputs[0].device
+        given = [to_device(leaf, device) for leaf in leaves if leaf is not None]
+        torch._foreach_copy_(self._inputs, given)
+        self._graph.replay()
+        return tree_map_only(Tensor, torch.clone, self._results)

@@ -1,0 +1,79 @@
+"""A function of tensors as one CUDA graph; elsewhere it is the function."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from condensation.class_batches import LazyBatches
+from condensation.randomness import generator
+from condensation.recording import Recorded
+from condensation.siamese_augmentation import SiameseAugmentation, siamese
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def combined(by_name: dict[str, Tensor], others: list[Tensor | None]) -> dict[str, Tensor]:
+    first, nothing = others
+    assert first is not None and nothing is None
+    return {name: value * 2 + first for name, value in by_name.items()}
+
+
+def test_elsewhere_it_is_the_function_itself() -> None:
+    calls = []
+
+    def function(value: Tensor) -> Tensor:
+        calls.append(value)
+        return value + 1
+
+    recorded, value = Recorded(function), torch.ones(3)
+    for number in (1, 2):
+        assert torch.equal(recorded(value), value + 1)
+        assert len(calls) == number and calls[-1] is value
+
+
+@needs_cuda
+def test_each_run_takes_what_it_is_given_and_gives_memory_of_its_own() -> None:
+    calls = []
+
+    def function(by_name: dict[str, Tensor], others: list[Tensor | None]) -> dict[str, Tensor]:
+        calls.append(1)
+        return combined(by_name, others)
+
+    recorded = Recorded(function)
+    results, expected = [], []
+    for step in range(4):
+        size = 2 if step == 2 else 3  # another shape is another graph
+        by_name = {name: torch.full((size,), step + 1.0).cuda() for name in "ab"}
+        others = [torch.full((size,), 0.5), None]  # the first on the host
+        results.append(recorded(by_name, others))
+        expected.append(combined(by_name, [torch.full((size,), 0.5).cuda(), None]))
+    for found, wanted in zip(results, expected, strict=True):
+        assert all(torch.equal(found[name], wanted[name]) for name in "ab")
+    assert len(calls) == 2 * 3
+
+
+@needs_cuda
+def test_what_is_no_tensor_is_not_recorded() -> None:
+    calls = []
+
+    def function(value: Tensor, number: float) -> Tensor:
+        calls.append(1)
+        return value + number
+
+    recorded, value = Recorded(function), torch.ones(3).cuda()
+    assert torch.equal(recorded(value, 1.0), value + 1)
+    assert torch.equal(recorded(value, 2.0), value + 2)
+    assert len(calls) == 2
+
+
+def test_batches_and_draws_are_made_of_tensors_for_it() -> None:
+    """So that a graph can be given the next ones."""
+    images = torch.arange(6.0)
+    batches = LazyBatches(images.__getitem__, [torch.tensor([0, 2]), torch.tensor([5])])
+    draw = siamese(1, (8, 8), generator(0))
+    leaves, structure = torch.utils._pytree.tree_flatten([batches, draw])
+    assert all(isinstance(leaf, Tensor) for leaf in leaves)
+    others = [leaf + 1 if leaf.dtype == torch.int64 and leaf.ndim == 1 else leaf for leaf in leaves]
+    again, same_draw = torch.utils._pytree.tree_unflatten(others, structure)
+    assert isinstance(same_draw, SiameseAugmentation) and torch.equal(same_draw.cut, draw.cut)
+    assert again[0].tolist() == [1, 3]
