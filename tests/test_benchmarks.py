@@ -20,7 +20,7 @@ from benchmarks.figures import growth, measured
 from benchmarks.measure import Effort, Peak, Record, interleave, rates, spread, work
 from benchmarks.tables import show
 from benchmarks.worker import serve
-from condensation import derivatives, matching, stacked_classes
+from condensation import derivatives, fused, matching, recording, stacked_classes
 
 CPU = torch.device("cpu")
 TINY = Case(classes=2, real=3, size=16, network="convnet-4-2")
@@ -33,8 +33,8 @@ def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "set_determinism", lambda: None)
     monkeypatch.setattr(cases, "choose_kernels", lambda *_: "")
     monkeypatch.setattr(matching, "REAL_BLOCK", dict(matching.REAL_BLOCK))
-    transform = stacked_classes.compiled_transform
-    monkeypatch.setattr(stacked_classes, "compiled_transform", transform)
+    for module, name in ((matching, "STREAMS"), (fused, "cuda_blocks"), (recording, "on_cuda")):
+        monkeypatch.setattr(module, name, getattr(module, name))
 
 
 def ask(case: Case, side: str, *requests: str) -> list[object]:
@@ -74,6 +74,7 @@ def test_the_ladder_on_cuda_is_put_together_as_it_says(
 ) -> None:
     """On the device `meta`: all is the same but the compilation, and `autocast` is not for it."""
     compiled: list[str] = []
+    recorded = recording.on_cuda
 
     def watch(name: str, module: ModuleType) -> None:
         make = getattr(module, name)
@@ -91,9 +92,11 @@ def test_the_ladder_on_cuda_is_put_together_as_it_says(
     with torch.compiler.set_stance("force_eager"):
         cases.cuda_ladder(TINY, torch.device("meta"), side)()
     rung = CUDA_LADDER.index(side)
-    expected = {"compiled_gradient": rung >= 2, "compiled_transform": rung >= 3}
-    assert {*compiled} == {name for name, is_there in expected.items() if is_there}
-    assert autocast.called == (rung == 4)
+    assert {*compiled} == ({"compiled_gradient", "compiled_transform"} if rung >= 2 else set())
+    assert (fused.cuda_blocks() is None) == (rung < 3)
+    assert recording.on_cuda is cases.not_recorded if rung < 4 else recorded is recording.on_cuda
+    assert (matching.STREAMS == 1) == (rung < 5)
+    assert autocast.called == (rung == 6)
 
 
 def test_the_side_that_is_not_deterministic_leaves_the_process_as_it_is(

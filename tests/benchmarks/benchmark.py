@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from condensation.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results/benchmarks"
-EFFORT = Effort(seconds=10, fewest=3, most=15)
+EFFORT = {"cpu": Effort(10, fewest=3, most=15), "cuda": Effort(4, fewest=3, most=15)}
+"""By type of device."""
 FEW = Effort(seconds=10, fewest=1, most=15)
 """Of an iteration, which takes minutes on a CPU and is many steps in itself."""
 
@@ -73,8 +75,11 @@ def commit() -> str:
         command = ["git", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "stages", "tests")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--", "stages", "tests")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except FileNotFoundError:  # no Git: a copy of the files alone
+        return ""
 
 
 def result_file(about: Record, prefix: str = "") -> Path:
@@ -83,40 +88,57 @@ def result_file(about: Record, prefix: str = "") -> Path:
     return RESULTS / f"{prefix}{name}.json"
 
 
-def measure(case: Case, device: torch.device, seconds: float) -> Record:
-    """Measure one case within so many seconds.
+Workers = dict[str, Worker]
+"""Of a case, the process of each side."""
+
+
+def make_ready(workers: Workers, end: float, first: bool) -> None:
+    """Wait until the processes of a case are ready; with their first call, if it is asked for."""
+    for what in ("ready", "run") if first else ("ready",):
+        for worker in workers.values():
+            with suppress(TooLong):  # which comes again when it is measured
+                worker.ask(what, end - time.monotonic())
+
+
+def measure(case: Case, workers: Workers, device: torch.device, end: float, called: bool) -> Record:
+    """Measure one case.
+
+    Args:
+        case: What it is.
+        workers: Of its sides, ready.
+        device: Where they are.
+        end: Until when, of `time.monotonic`.
+        called: Whether their first call has been made, beside those of others, and so not timed.
 
     Raises:
-        TooLong: They are not enough.
+        TooLong: There was not enough time.
     """
-    end = time.monotonic() + seconds
 
     def ask(worker: Worker, what: str) -> Any:
         return worker.ask(what, end - time.monotonic())
 
-    sides = KINDS[case.kind].sides(device)
-    with ExitStack() as stack:
-        workers = {side: stack.enter_context(closing(Worker(case, side, device))) for side in sides}
-        for worker in workers.values():
-            ask(worker, "ready")
-        timers = {side: partial(ask, worker, "run") for side, worker in workers.items()}
-        found = interleave(timers, FEW if case.kind == "iteration" else EFFORT)
-        for side, worker in workers.items():
-            spent = found[side]["seconds"]
-            if case.kind != "processes":  # whose work is done elsewhere
-                found[side]["peak_bytes"] = ask(worker, "peak")
-            if case.kind == "evaluation":
-                found[side]["networks_per_second"] = rates(NETWORKS, spent)
-            if case.kind == "step":
-                # The same operations for both: what the reference calculates.
-                amount = ask(worker, "work")
-                flop = amount["flop"] if side == "reference" else found["reference"]["flop"]
-                found[side] |= {
-                    "flop": flop,
-                    "bytes": amount["bytes"],
-                    "flop_per_second": rates(flop, spent),
-                    "bytes_per_second": rates(amount["bytes"], spent),
-                }
+    sides = [*workers]
+    timers = {side: partial(ask, worker, "run") for side, worker in workers.items()}
+    found = interleave(timers, FEW if case.kind == "iteration" else EFFORT[device.type])
+    if called:
+        for each in found.values():
+            each["first_call"] = None
+    for side, worker in workers.items():
+        spent = found[side]["seconds"]
+        if case.kind != "processes":  # whose work is done elsewhere
+            found[side]["peak_bytes"] = ask(worker, "peak")
+        if case.kind == "evaluation":
+            found[side]["networks_per_second"] = rates(NETWORKS, spent)
+        if case.kind == "step":
+            # The same operations for both: what the reference calculates.
+            amount = ask(worker, "work")
+            flop = amount["flop"] if side == "reference" else found["reference"]["flop"]
+            found[side] |= {
+                "flop": flop,
+                "bytes": amount["bytes"],
+                "flop_per_second": rates(flop, spent),
+                "bytes_per_second": rates(amount["bytes"], spent),
+            }
     first, last = (found[side]["seconds"]["median"] for side in (sides[0], sides[-1]))
     return {"sides": found, "times_as_fast": rounded(first / last)}
 
@@ -127,6 +149,12 @@ def main() -> None:
     parser.add_argument("--time-budget", type=float, default=1200, help="seconds (1200)")
     parser.add_argument("--only", default="", help="regular expression: cases whose name has it")
     parser.add_argument("--again", action="store_true", help="measure again what the file has")
+    parser.add_argument(
+        *("--ready-at-once", "-r"),
+        type=int,
+        default=1,
+        help="cases whose first calls are made side by side, and not timed (1)",
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -140,17 +168,39 @@ def main() -> None:
     found = json.loads(path.read_text())["cases"] if path.exists() else {}
     cases: dict[str, Record | None] = {case.name: found.get(case.name) for case in ALL}
     stamp = {"date": f"{datetime.date.today()}", "commit": commit()}
-    written = {"machine": about, "ceilings": {**ceilings(device, EFFORT), **stamp}, "cases": cases}
-    for case in ALL:
-        chosen = re.search(given.only, case.name) and (given.again or cases[case.name] is None)
-        if not chosen or not KINDS[case.kind].sides(device) or time.monotonic() > end:
-            continue
-        print(f"{case.name} ...", file=sys.stderr, flush=True)
-        try:
-            cases[case.name] = {**measure(case, device, end - time.monotonic()), **stamp}
-        except TooLong:
-            continue  # a shorter one may still fit
-        write_json(path, written)
+    written = {
+        "machine": about,
+        "ceilings": {**ceilings(device, EFFORT[device.type]), **stamp},
+        "cases": cases,
+    }
+    chosen = [
+        case
+        for case in ALL
+        if re.search(given.only, case.name) and (given.again or cases[case.name] is None)
+        if KINDS[case.kind].sides(device)
+    ]
+    several = given.ready_at_once > 1
+    for first in range(0, len(chosen), given.ready_at_once):
+        batch = chosen[first : first + given.ready_at_once]
+        if time.monotonic() > end:
+            break
+        with ExitStack() as stack:
+            ready = [
+                {
+                    side: stack.enter_context(closing(Worker(case, side, device)))
+                    for side in KINDS[case.kind].sides(device)
+                }
+                for case in batch
+            ]
+            with ThreadPoolExecutor(len(batch)) as threads:
+                wait([threads.submit(make_ready, workers, end, several) for workers in ready])
+            for case, workers in zip(batch, ready, strict=True):
+                print(f"{case.name} ...", file=sys.stderr, flush=True)
+                try:
+                    cases[case.name] = {**measure(case, workers, device, end, several), **stamp}
+                except TooLong:
+                    continue  # a shorter one may still fit
+                write_json(path, written)
     write_json(path, written)
     print(show(written))
 

@@ -6,9 +6,10 @@ their values.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice, product
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import reference
 from benchmarks.measure import Run
 from benchmarks.processes import numbers_of_processes, run_of_processes
-from condensation import matching, stacked_classes
+from condensation import fused, matching, recording
 from condensation.allocator import keep_freed_memory
 from condensation.augmentation import apply_augmentation, crop_scale_rotate
 from condensation.compilation import choose_kernels
@@ -289,10 +290,10 @@ def ladder(case: Case, device: torch.device, side: str) -> Run:
 
 
 CUDA_LADDER = (
-    *("reference", "one transform of all classes", "+ real side compiled"),
-    *("+ synthetic side compiled", "+ real side in bfloat16"),
+    *("reference", "one transform of all classes", "+ compiled", "+ kernels for blocks"),
+    *("+ one CUDA graph", "+ classes on several streams", "+ products in bfloat16"),
 )
-"""The same on CUDA; the stage does all but the last, which is asked for (`real_precision`)."""
+"""The same on CUDA; the last is `real_precision`."""
 
 
 def cuda_ladder(case: Case, device: torch.device, side: str) -> Run:
@@ -300,11 +301,24 @@ def cuda_ladder(case: Case, device: torch.device, side: str) -> Run:
     rung = CUDA_LADDER.index(side)
     if rung == 0:
         return step(case, device, "reference")
-    if rung == 2:
-        stacked_classes.compiled_transform = cache(stacked_classes.stacked_transform)
-    lower = PRECISIONS["bfloat16"] if rung == 4 else None
+    if rung < 3:
+        patch.object(fused, "cuda_blocks", no_blocks).start()
+    if rung < 4:
+        patch.object(recording, "on_cuda", not_recorded).start()
+    if rung < 5:
+        matching.STREAMS = 1
+    lower = PRECISIONS["bfloat16"] if rung == 6 else None
     inputs = Inputs(case, device, Engine(compiled=rung >= 2, autocast=lower))
     return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
+
+
+def no_blocks() -> None:
+    """There are none, as where there is no Triton."""
+
+
+def not_recorded(_: object) -> bool:
+    """No arguments are for a CUDA graph."""
+    return False
 
 
 DETERMINISM = ("deterministic", "not deterministic")
@@ -378,6 +392,7 @@ def _in_order() -> Iterator[Case]:
     yield Case(kind="ladder")
     yield Case(kind="ladder", real=256)
     yield Case(kind="ladder on CUDA", real=256)
+    yield Case(kind="ladder on CUDA", ipc=10, real=256)
     yield Case(kind="determinism")
     yield Case(kind="processes")
     for ipc, network in product((1, 10), EPOCHS):

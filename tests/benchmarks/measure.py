@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from condensation import matching
+from condensation import matching, recording
 
 Run = Callable[[], float | None]
 """What is measured; it may return the seconds that count, if not all of its own do."""
@@ -164,7 +164,8 @@ def work(run: Run) -> Record:
     """
     # An operator is seen by the thread that counts alone, and not within a compiled graph.
     in_turn = patch.object(matching, "parallel_map", _in_turn)
-    with torch.compiler.set_stance("force_eager"), in_turn, _Work() as counted:
+    at_once = patch.object(recording, "on_cuda", lambda _: False)
+    with torch.compiler.set_stance("force_eager"), in_turn, at_once, _Work() as counted:
         run()
     return {"flop": counted.flop, "bytes": counted.bytes}
 

@@ -32,7 +32,7 @@ def show(written: Record) -> str:
                     side,
                     f"{spent['median']:.3g} ({low:.3g} to {high:.3g})",
                     str(spent["n"]),
-                    f"{found['first_call']:.3g}",
+                    "" if found["first_call"] is None else f"{found['first_call']:.3g}",
                     f"{slowest / spent['median']:.3g}",
                     f"{found['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in found else "",
                     _share(found, "flop_per_second", product),
