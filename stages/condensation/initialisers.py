@@ -85,14 +85,21 @@ def real(
 def mean(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
-    """Each image is the mean of its own random part of the class; the parts are equal in size."""
+    """Each image is the mean of its own random part of the class; the parts are equal in size.
+
+    With one image it is the mean of the class, the prototype of Snell, Swersky and Zemel (NeurIPS
+    2017), there of features. The parts are this project's own.
+    """
     return dataset.normalise(torch.cat(part_means(dataset, counts, generator)))
 
 
 def kmeans(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
-    """The real images nearest the centres of clusters of the class; k-means of pixels."""
+    """The real images nearest the centres of clusters of the class; k-means of pixels.
+
+    As DREAM chooses real images, by features there (Liu et al., ICCV 2023).
+    """
     centers = cluster_centers(dataset, counts, generator)
     return dataset.normalise(torch.cat(nearest_images(dataset, centers)))
 
@@ -100,7 +107,7 @@ def kmeans(
 def kmeans_centers(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
-    """The centres of clusters of the class; k-means of pixels."""
+    """The centres of clusters of the class; k-means of pixels (Lloyd, 1982)."""
     return dataset.normalise(torch.cat(cluster_centers(dataset, counts, generator)))
 
 
