@@ -131,7 +131,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     draws = Draws(dataset, seeds, augmentation, device)
     blocks = ranks.blocks(params.sets, dataset.num_classes)
     outer, inner = params.loops
-    compiled, said = choose_transform(params.compile, network, device, settings.iterations * outer)
+    compiled, *said = choose_transform(params.compile, network, device, settings.iterations * outer)
     schedule = SCHEDULES[settings.image_schedule]
     kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
 
@@ -139,14 +139,13 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     # A product with second derivatives takes about as long as the gradient of twice the images.
     passes = 1 if params.order == 1 else 3
     num_images = settings.iterations * outer * per_step * passes
-    said = said or choose_kernels(params.compile, network, device, num_images)
+    said.append(choose_kernels(params.compile, network, device, num_images))
     precision, why = choose_precision(settings.real_precision, network, device, in_one_pass(params))
     if ranks.agree(int(precision == "float32")):  # on several machines, one may have no other
         precision = "float32"
     if ranks.first:
-        say(said)
-        if why:
-            say(why)
+        for line in filter(None, (*said, why)):
+            say(line)
     match = make_match(params, network, counts, draws, blocks, compiled, precision)
 
     checkpoint = checkpoints.piece("images")
@@ -373,19 +372,16 @@ def make_match(
     def step_of(block: Block, second: Curvature | None, networks: list[Network]) -> MatchingStep:
         # Of a compiled step there is one for all weights, which it reads each time.
         sets, classes = block
-        key = block, second is None
-        if second is not None and compiled:
+        own_counts = counts[classes.start : classes.stop]
+        make = partial(make_matching_step, networks, distance)
+        if not compiled:
+            return make(second, own_counts, classes.start, engine)
+        if second is not None:
             weight.fill_(second.weight)
             second = dataclasses.replace(second, weight=weight)
-        if key not in recorded or not compiled:
-            recorded[key] = make_matching_step(
-                networks,
-                distance,
-                second,
-                counts[classes.start : classes.stop],
-                classes.start,
-                engine,
-            )
+        key = block, second is None
+        if key not in recorded:
+            recorded[key] = make(second, own_counts, classes.start, engine)
         return recorded[key]
 
     def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:

@@ -33,7 +33,7 @@ def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "set_determinism", lambda: None)
     monkeypatch.setattr(cases, "choose_kernels", lambda *_: "")
     monkeypatch.setattr(matching, "REAL_BLOCK", dict(matching.REAL_BLOCK))
-    for module, name in ((matching, "STREAMS"), (fused, "cuda_blocks"), (recording, "on_cuda")):
+    for module, name in ((matching, "STREAMS"), (fused, "cuda_blocks"), (recording, "recordable")):
         monkeypatch.setattr(module, name, getattr(module, name))
 
 
@@ -74,7 +74,6 @@ def test_the_ladder_on_cuda_is_put_together_as_it_says(
 ) -> None:
     """On the device `meta`: all is the same but the compilation, and `autocast` is not for it."""
     compiled: list[str] = []
-    recorded = recording.on_cuda
 
     def watch(name: str, module: ModuleType) -> None:
         make = getattr(module, name)
@@ -93,8 +92,8 @@ def test_the_ladder_on_cuda_is_put_together_as_it_says(
         cases.cuda_ladder(TINY, torch.device("meta"), side)()
     rung = CUDA_LADDER.index(side)
     assert {*compiled} == ({"compiled_gradient", "compiled_transform"} if rung >= 2 else set())
-    assert (fused.cuda_blocks() is None) == (rung < 3)
-    assert recording.on_cuda is cases.not_recorded if rung < 4 else recorded is recording.on_cuda
+    assert (fused.cuda_blocks is cases.no_blocks) == (rung < 3)
+    assert (recording.recordable is cases.not_recorded) == (rung < 4)
     assert (matching.STREAMS == 1) == (rung < 5)
     assert autocast.called == (rung == 6)
 

@@ -1,5 +1,8 @@
 """The blocks on CUDA, against PyTorch's operators; without CUDA by Triton's interpreter."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +14,7 @@ from condensation.networks import build_network, init_theta
 from condensation.randomness import generator
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-blocks = fused.cuda_blocks()
-pytestmark = pytest.mark.skipif(blocks is None, reason="needs Triton")
+pytest.importorskip("triton")
 
 SHAPES = [
     # images, channels, height, width, filters, padding: by the first kernel and by the convolution
@@ -21,7 +23,17 @@ SHAPES = [
     (3, 1, 12, 8, 6, 2),  # neither powers of two nor many
     (2, 8, 8, 8, 16, 1),
     (2, 5, 8, 6, 5, 1),
+    (3, 4, 2, 2, 4, 1),  # one place
+    (1, 1, 64, 64, 4, 1),  # as many as fit
 ]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Iterator[Any]:
+    """The module, in use."""
+    assert fused.load_cuda_blocks(DEVICE) == ""
+    yield fused.cuda_blocks()
+    fused.discard_cuda_blocks()
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +52,7 @@ def plain(
 @pytest.mark.parametrize("of_images", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_block_and_its_slopes_are_those_of_the_operators(
-    shape: tuple[int, int, int, int, int, int], of_images: bool
+    shape: tuple[int, int, int, int, int, int], of_images: bool, blocks: Any
 ) -> None:
     number, channels, height, width, filters, padding = shape
     stream = generator(0, "block")
@@ -63,7 +75,9 @@ def test_a_block_and_its_slopes_are_those_of_the_operators(
 
 
 @pytest.mark.parametrize("width", [4, 8])
-def test_the_networks_gradient_goes_by_them(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_networks_gradient_goes_by_them(
+    width: int, monkeypatch: pytest.MonkeyPatch, blocks: Any
+) -> None:
     calls: list[torch.Size] = []
     block = blocks.block
 
@@ -98,7 +112,7 @@ def test_the_networks_gradient_goes_by_them(width: int, monkeypatch: pytest.Monk
     assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.1
 
 
-def test_they_give_the_same_bytes_each_time() -> None:
+def test_they_give_the_same_bytes_each_time(blocks: Any) -> None:
     network = build_network("convnet", (1, 8, 8), 10, {"width": 8})
     theta = init_theta(network, generator(0, "theta"), DEVICE)
     images = torch.randn(6, 1, 8, 8, generator=generator(1)).to(DEVICE)
@@ -109,7 +123,21 @@ def test_they_give_the_same_bytes_each_time() -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_what_does_not_fit_goes_by_the_operators() -> None:
+def test_what_is_wrong_or_fails_is_not_used(monkeypatch: pytest.MonkeyPatch, blocks: Any) -> None:
+    forward = blocks._Pool.forward
+    for broken, said in (
+        (lambda *args: forward(*args) * 1.001, "their results differ by"),
+        (lambda *args: 1 / 0, "Triton failed: division by zero"),
+    ):
+        monkeypatch.setattr(blocks._Pool, "forward", staticmethod(broken))
+        fused.discard_cuda_blocks()
+        assert fused.load_cuda_blocks(DEVICE).startswith(said)
+        assert fused.cuda_blocks() is None
+        monkeypatch.setattr(blocks._Pool, "forward", staticmethod(forward))
+    assert fused.load_cuda_blocks(DEVICE) == "" and fused.cuda_blocks() is blocks
+
+
+def test_what_does_not_fit_goes_by_the_operators(blocks: Any) -> None:
     convolution = torch.nn.Conv2d(1, 4, 3, padding=1)
     assert fused.fits(torch.empty(1, 1, 64, 64), convolution)
     assert not fused.fits(torch.empty(1, 1, 66, 64), convolution)

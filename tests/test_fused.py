@@ -215,7 +215,10 @@ DONE = "compiled: 3 x 3 convolution, norm and pooling on the CPU"
         ("auto", "convnet", "cpu", 9, AUTO + "not compiled: too little work, 9 images"),
         ("off", "convnet", "cpu", 10**6, "compile: off; not compiled: off in params.yaml"),
         ("on", "mlp", "cpu", 1, ON + "not compiled: the network has no block"),
-        ("on", "convnet", "cuda", 1, ON + "not compiled: the kernels are for the CPU"),
+        ("on", "convnet", "cuda", 1, ON + "no kernels for blocks: "),
+        ("off", "convnet", "cuda", 1, "compile: off; no kernels for blocks: off in params.yaml"),
+        ("on", "mlp", "cuda", 1, ON + "no kernels for blocks: the network has no block"),
+        ("on", "convnet", "meta", 1, ON + "not compiled: they are for the CPU and for CUDA"),
     ],
 )
 def test_one_line_says_what_is_compiled_and_why(
@@ -286,6 +289,7 @@ def test_the_precision_of_the_real_side_is_chosen_and_said(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # kernels are for few
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
     monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
+    monkeypatch.setattr(compilation, "has_kernels", lambda module, device: True)
     network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
     name, line = compilation.choose_precision(setting, network, torch.device(device))
     assert name == chosen and line.startswith(said) and bool(line) == bool(said)

@@ -1,8 +1,9 @@
 """Batches of real images of several classes, and what another thread makes ahead.
 
 Where all images lie on the device, a batch is made when its class is matched: those of all classes
-together, as floats, may be larger than the dataset. Otherwise the rows of the next draw are taken
-from the host's memory and copied to the device while it works on this one.
+together, as floats, may be larger than the dataset; ahead, on CUDA, are the places of its images.
+Otherwise the rows of the next draw are taken from the host's memory and copied to the device while
+it works on this one.
 
 Shapes: R = images of a class in a batch, image = (ch, h, w).
 """
@@ -60,8 +61,14 @@ class Ahead(Generic[Name, Made]):
         """
         self._make = make
         self._device = device
+        self._stream = None
         self._executor = ThreadPoolExecutor(1)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if device.type == "cuda":
+            # Of the streams of high priority, none of which is recorded.
+            self._stream = torch.cuda.Stream(device, priority=-1)
+            self._executor = ThreadPoolExecutor(
+                1, initializer=torch.cuda.set_device, initargs=(self._stream.device,)
+            )
         self._begun: dict[Name, Future[tuple[Made, torch.cuda.Event | None]]] = {}
 
     def take(self, name: Name, following: Name | None) -> Made:

@@ -14,7 +14,14 @@ from condensation.derivatives import (
     inner_product,
 )
 from condensation.devices import has_bfloat16
-from condensation.fused import FEWEST_CHANNELS, FEWEST_TILES, FusedSequential, has_kernels
+from condensation.fused import (
+    FEWEST_CHANNELS,
+    FEWEST_TILES,
+    FusedSequential,
+    discard_cuda_blocks,
+    has_kernels,
+    load_cuda_blocks,
+)
 from condensation.layers import AveragePool
 from condensation.networks import Network, Theta
 from condensation.precisions import PRECISIONS
@@ -24,7 +31,7 @@ FEWEST_IMAGES = 5000
 0.8 ms an image on two cores, and the build takes 1 to 4 seconds. The time of the build is not in
 the seconds of the stages."""
 
-FEWEST_STEPS = 300
+FEWEST_STEPS = 500
 """Image steps from which `auto` compiles on CUDA. On an H100, with 256 real images of each of ten
 classes, a step of ConvNet takes 5 ms, where the gradients on the real images alone take 29 if each
 operator is launched by itself; the first step takes 11 to 20 s."""
@@ -47,7 +54,13 @@ def choose_kernels(setting: str, network: Network, device: torch.device, num_ima
         num_images: That will go through it, each as often as it does.
     """
     kernels.discard()
-    reason = _against(setting, network, device, num_images) or kernels.build()
+    discard_cuda_blocks()
+    reason = _against(setting, network, device, num_images)
+    if device.type == "cuda":
+        if reason := reason or load_cuda_blocks(device):
+            return f"compile: {setting}; no kernels for blocks: {reason}"
+        return f"compile: {setting}; kernels for blocks of 3 x 3 convolution, norm and pooling"
+    reason = reason or kernels.build()
     if not reason and (error := largest_error()) > TOLERANCE:
         kernels.discard()
         reason = f"their results differ by {error:.1g} from PyTorch's"
@@ -141,13 +154,13 @@ def _against(setting: str, network: Network, device: torch.device, num_images: i
     # Why not even to try.
     if setting == "off":
         return "off in params.yaml"
-    if device.type != "cpu":
-        return "the kernels are for the CPU"
-    channels = kernels.VECTOR_BYTES // torch.float32.itemsize
+    if device.type not in ("cpu", "cuda"):
+        return "they are for the CPU and for CUDA"
+    channels = kernels.VECTOR_BYTES // torch.float32.itemsize if device.type == "cpu" else 1
     if not any(layer.out_channels % channels == 0 for layer in _convolutions(network)):
         return (
             "the network has no block of 3 x 3 convolution, instance norm, ReLU and average "
-            f"pooling with a multiple of {channels} filters"
+            f"pooling{f' with a multiple of {channels} filters' if channels > 1 else ''}"
         )
     if setting == "auto" and num_images < FEWEST_IMAGES:
         return f"too little work, {num_images} images through the network"

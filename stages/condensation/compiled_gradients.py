@@ -62,7 +62,7 @@ def compiled_gradient(
         autocast: As of `sum_gradient`.
         backend: Of `torch.compile`.
     """
-    return one_graph(sum_gradient(module, autocast), backend, dynamic=False)
+    return one_graph(sum_gradient(module, autocast), backend)
 
 
 def filled(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,9 @@ FEWEST_FILTERS = 4
 MOST_PIXELS = 4096
 """Of an image after the convolution."""
 
+TOLERANCE = 1e-4
+"""Largest difference from PyTorch's operators in float32, relative to the largest number."""
+
 FEW_CHANNELS = 4
 """Up to which the first block convolves by itself; with more, cuDNN."""
 
@@ -83,6 +86,45 @@ def block(
         pooled = _Pool.apply(filtered.permute(0, 2, 3, 1), bias, scale, shift, eps)
     channels_first: Tensor = pooled.permute(0, 3, 1, 2)
     return channels_first
+
+
+def largest_error(device: torch.device) -> float:
+    """Compare the kernels with PyTorch's operators, in float32, on a few small images.
+
+    Returns:
+        The largest difference of values and slopes, relative to the largest of each.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).to(device).requires_grad_()
+
+    images, weight = random(3, 1, 8, 8).detach(), random(8, 1, 3, 3)
+    bias, scale, shift = random(8), random(8), random(8)
+    # From the convolution on, which in PyTorch may be less precise, and by itself.
+    convolved = F.unfold(images, 3, padding=1).transpose(1, 2) @ weight.flatten(1).T
+    convolved = convolved.transpose(1, 2).unflatten(2, (8, 8))
+    leaf = random(3, 8, 8, 8)
+
+    def plain(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.group_norm(values, 8, scale, shift, 1e-5).relu(), 2)
+
+    first = _First.apply(images, weight, bias, scale, shift, 1e-5, 1, torch.float32)
+    pool = _Pool.apply(leaf.permute(0, 2, 3, 1), bias, scale, shift, 1e-5)
+    errors = []
+    for found, expected, inputs in (
+        (first.permute(0, 3, 1, 2), plain(convolved), (weight, scale, shift)),
+        (pool.permute(0, 3, 1, 2), plain(leaf), (leaf, scale, shift)),
+    ):
+        slope = torch.ones_like(expected).cumsum(0)
+        of_found, of_expected = (
+            [each, *torch.autograd.grad(each, inputs, slope)] for each in (found, expected)
+        )
+        errors += [
+            ((ours - theirs).abs().max() / theirs.abs().max()).item()
+            for ours, theirs in zip(of_found, of_expected, strict=True)
+        ]
+    return max(errors)
 
 
 def _compute(parameter: Tensor) -> Any:

@@ -53,10 +53,7 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (..., ch, h, w) as float32 with mean 0 and standard deviation 1."""
-        mean, std = (
-            to_device(each, images.device).view(-1, 1, 1) for each in (self.mean, self.std)
-        )
-        return (images.float() / 255 - mean) / std
+        return normalised(images, *(each.to(images.device) for each in (self.mean, self.std)))
 
     def members(self) -> list[Tensor]:
         """Return the places of the images of each class, in the order of the dataset: (n,) each."""
@@ -65,6 +62,11 @@ class Dataset:
     def class_images(self, class_index: int) -> Tensor:
         """Return all images of one class: (n, ch, h, w) uint8, in the order of the dataset."""
         return self.images[self.labels == class_index]
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return uint8 images (..., ch, h, w) as float32, less the mean (ch,), over the std (ch,)."""
+    return (images.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def require_images(dataset: Dataset, counts: Sequence[int]) -> None:

@@ -230,7 +230,8 @@ def _sum_over_blocks(
     def in_blocks(size: int) -> list[Theta]:
         if size >= len(images):
             whole = iter(of_block(leaves, 1.0, images, labels))
-            return [{name: next(whole) for name in theta} for _ in range(results)]
+            # In the order of theta in memory, as sums are.
+            return [{name: next(whole).contiguous() for name in theta} for _ in range(results)]
         totals = [
             {name: torch.zeros_like(value) for name, value in theta.items()} for _ in range(results)
         ]

@@ -5,7 +5,7 @@ with the channels last, where the convolutions are fastest; here each block is a
 products and passes. What matching needs (derivatives of derivatives, transforms of `torch.func`)
 goes through the ordinary modules; what only trains, scores or takes one gradient comes here.
 
-On CUDA a block is `cuda_blocks.py`'s, where there is Triton; what is said here is of the CPU.
+On CUDA a block is `cuda_blocks.py`'s, once that is loaded; what is said here is of the CPU.
 
 Shapes: N = images, h x w = their size, c = channels, o = filters; channels last inside.
 """
@@ -13,7 +13,6 @@ Shapes: N = images, h x w = their size, c = channels, o = filters; channels last
 import importlib.util
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +30,8 @@ the filters each time, whatever the number of images."""
 
 FEWEST_CHANNELS = 32
 """Channels from which it is: with fewer, its transforms cost more than the products save."""
+
+_loaded: list[Any] = []
 
 CACHED = 2**18
 """Numbers in a tensor of which a core's cache holds a few: 1 MiB in float32."""
@@ -73,14 +74,35 @@ def fused(module: nn.Module) -> nn.Module:
     return module
 
 
-@cache
-def cuda_blocks() -> Any:
-    """Return the module of the blocks on CUDA, or None without Triton, that they are written in."""
+def load_cuda_blocks(device: torch.device) -> str:
+    """Put the kernels of CUDA to use, if they give there what PyTorch's operators give.
+
+    Returns:
+        Empty, or why they are not used.
+    """
     if importlib.util.find_spec("triton") is None:
-        return None
+        return "there is no Triton"
     from condensation import cuda_blocks as blocks
 
-    return blocks
+    try:
+        error = blocks.largest_error(device)
+    except Exception as failed:  # of a compiler or a driver, which Triton has of all kinds
+        said = str(failed).strip().splitlines() or [type(failed).__name__]
+        return f"Triton failed: {said[-1]}"
+    if not error < blocks.TOLERANCE:
+        return f"their results differ by {error:.1g} from PyTorch's"
+    _loaded[:] = [blocks]
+    return ""
+
+
+def discard_cuda_blocks() -> None:
+    """Use the kernels of CUDA no more."""
+    _loaded.clear()
+
+
+def cuda_blocks() -> Any:
+    """Return the module of the blocks on CUDA, or None where it is not in use."""
+    return _loaded[0] if _loaded else None
 
 
 def has_kernels(module: nn.Module, device: torch.device) -> bool:
@@ -127,7 +149,7 @@ def fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None = Non
 
 def kernel_for(images: Tensor, convolution: nn.Conv2d) -> type[torch.autograd.Function] | None:
     """Return what computes the block of images (N, c, h, w) by compiled kernels, if it is there."""
-    if not kernels.usable(images.dtype, convolution.out_channels):
+    if images.device.type != "cpu" or not kernels.usable(images.dtype, convolution.out_channels):
         return None
     if convolution.in_channels < FEWEST_CHANNELS:
         return None if images.requires_grad else FirstBlock

@@ -6,17 +6,15 @@ from typing import Any
 import torch
 
 
-def one_graph(
-    function: Callable[..., Any], backend: str = "inductor", dynamic: bool | None = None
-) -> Callable[..., Any]:
-    """Return the function by `torch.compile`, without a break.
+def one_graph(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """Return the function by `torch.compile`, without a break, compiled for each shape by itself.
 
     Args:
         function: Of tensors, and dicts and lists of them.
         backend: Of `torch.compile`.
-        dynamic: Of `torch.compile`: False compiles each shape by itself.
     """
+    # Not for several shapes at once: second derivatives of convolutions have no symbolic sizes.
     compiled: Callable[..., Any] = torch.compile(
-        function, fullgraph=True, dynamic=dynamic, backend=backend
+        function, fullgraph=True, dynamic=False, backend=backend
     )
     return compiled

@@ -86,6 +86,11 @@ class Engine:
     real_block: int | None = None
     autocast: torch.dtype | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether gradients on real images are not compiled, and as precise as the images."""
+        return not self.compiled and self.autocast is None
+
     def block_size(self, real: Tensor) -> int:
         """Return how many of these real images (R, ch, h, w) go through the network at once."""
         return REAL_BLOCK.get(real.device.type, self.real_block or len(real))
@@ -318,7 +323,7 @@ def _of_real(
     )
     at_once = curvature.form.with_gradient
     whole = len(own) == len(theta) and len(side.images) == len(real)
-    if at_once and probes and whole and network.has_tangents and engine == EAGER:
+    if at_once and probes and whole and network.has_tangents and engine.is_plain:
         target, constants = at_once(side)
         return target, list(side.probes), constants
     target = _real_gradient(theta, network, real, labels, engine)

@@ -4,6 +4,7 @@ A graph reads its arguments from memory of its own, where they are copied for ea
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Recorded:
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function does, in memory of its own."""
         leaves, structure = tree_flatten(arguments)
-        if not on_cuda(leaves):
+        if not recordable(leaves):
             return self._function(*arguments)
         key = structure, [leaf if leaf is None else (leaf.shape, leaf.dtype) for leaf in leaves]
         for known, graph in self._graphs:
@@ -43,7 +44,7 @@ class Recorded:
         return graph(leaves)
 
 
-def on_cuda(leaves: list[Any]) -> bool:
+def recordable(leaves: list[Any]) -> bool:
     """Whether there is something on CUDA among them, and nothing but tensors and None."""
     tensors = [leaf for leaf in leaves if leaf is not None]
     known = all(isinstance(leaf, Tensor) for leaf in tensors)
@@ -63,21 +64,30 @@ class _Graph:
         ]
         self._inputs = [leaf for leaf in inputs if leaf is not None]
         arguments = tree_unflatten(inputs, structure)
-        main, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        main, stream = torch.cuda.current_stream(device), _stream(device)
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 function(*arguments)
         main.wait_stream(stream)
-        torch.cuda.empty_cache()  # what a graph takes is its own
         self._graph = torch.cuda.CUDAGraph()
         # Other threads go on meanwhile: those that get the next batch ready.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._results = function(*arguments)
+        self._places: dict[torch.dtype, list[int]] = {}  # to copy those of a type at once
+        for place, leaf in enumerate(self._inputs):
+            self._places.setdefault(leaf.dtype, []).append(place)
 
     def __call__(self, leaves: list[Tensor | None]) -> Any:
         device = self._inputs[0].device
         given = [to_device(leaf, device) for leaf in leaves if leaf is not None]
-        torch._foreach_copy_(self._inputs, given)
+        for places in self._places.values():
+            torch._foreach_copy_([self._inputs[i] for i in places], [given[i] for i in places])
         self._graph.replay()
         return tree_map_only(Tensor, torch.clone, self._results)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all: libraries keep memory for each stream that they have been used on.
+    return torch.cuda.Stream(device)

@@ -21,6 +21,10 @@ from condensation.distances import Distance
 from condensation.graphs import one_graph
 from condensation.networks import Network, Theta, part_of
 
+MOST_GROUPS = 4
+"""Numbers of images a class that are compiled for, each by itself, and with order 2 twice: PyTorch
+keeps no more than eight graphs of one function."""
+
 
 class ClassInputs(NamedTuple):
     """What one class's matching loss takes, beside theta; stacked, of all classes.
@@ -123,7 +127,7 @@ def compiled_transform(
         names: Of the parameters that Q is about.
         backend: Of `torch.compile`.
     """
-    return one_graph(stacked_transform(module, distance, form, names), backend, dynamic=False)
+    return one_graph(stacked_transform(module, distance, form, names), backend)
 
 
 def stack(inputs: Sequence[ClassInputs]) -> ClassInputs:
@@ -153,14 +157,15 @@ def stacked_slopes(
         form: Q; None is order 1.
         names: Of the parameters that Q is about.
         compiled: Whether by `torch.compile`. With frozen statistics the network is another one at
-            each step, and would be compiled each time: it is not.
+            each step, and would be compiled each time: it is not. Nor are more than `MOST_GROUPS`.
     """
-    make = compiled_transform if compiled and not network.statistics else stacked_transform
-    transform = make(network.module, distance, form, tuple(names))
     slopes: dict[int, ClassSlopes] = {}
     groups: dict[int, list[int]] = {}
     for place, each in enumerate(inputs):
         groups.setdefault(len(each.images), []).append(place)
+    once = compiled and not network.statistics and len(groups) <= MOST_GROUPS
+    make = compiled_transform if once else stacked_transform
+    transform = make(network.module, distance, form, tuple(names))
     for places in groups.values():
         of_group = transform(theta, network.statistics, stack([inputs[place] for place in places]))
         slopes |= {

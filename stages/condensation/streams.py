@@ -23,9 +23,11 @@ class Lanes:
         main = torch.cuda.current_stream(self._streams[0].device)
         for stream in self._streams:
             stream.wait_stream(main)
-        yield
-        for stream in self._streams:
-            main.wait_stream(stream)
+        try:
+            yield
+        finally:
+            for stream in self._streams:
+                main.wait_stream(stream)
 
     def of(self, number: int) -> torch.cuda.StreamContext | nullcontext[None]:
         """Return the context in which the piece of a number is asked for."""

@@ -88,6 +88,8 @@ def _compiled(
     convolution, norm = block[:2]
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
     kernel, padding = fused.kernel_for(at.value, convolution), int(convolution.padding[0])
+    if kernel is None:
+        return None
     (first, second), moving = own[:2], moving[:2]
     if not any(moving) and at.slope is None:
         values = (first["weight"], first["bias"], second["weight"], second["bias"], norm.eps)

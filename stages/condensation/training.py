@@ -112,7 +112,8 @@ def _train_recorded(
     generator: torch.Generator,
     settings: Settings,
 ) -> Theta:
-    # Plain SGD, some steps as one graph: the way to each operator is longer than its work.
+    # Plain SGD, some steps as one graph: the way to each operator is longer than its work. Those
+    # of batches of one size: where the last of an epoch is smaller, each step is a graph.
     plain = {**settings, "momentum": 0.0, "weight_decay": 0.0}
     assert plain == settings and not {"schedule", "on_step", "checkpoint"} & {*settings}
     batches = Batches(

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -197,7 +197,9 @@ def main() -> None:
                 for case in batch
             ]
             with ThreadPoolExecutor(len(batch)) as threads:
-                wait([threads.submit(make_ready, workers, end, several) for workers in ready])
+                getting = [threads.submit(make_ready, workers, end, several) for workers in ready]
+                for each in getting:
+                    each.result()
             for case, workers in zip(batch, ready, strict=True):
                 print(f"{case.name} ...", file=sys.stderr, flush=True)
                 try:

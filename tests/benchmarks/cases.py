@@ -304,7 +304,7 @@ def cuda_ladder(case: Case, device: torch.device, side: str) -> Run:
     if rung < 3:
         patch.object(fused, "cuda_blocks", no_blocks).start()
     if rung < 4:
-        patch.object(recording, "on_cuda", not_recorded).start()
+        patch.object(recording, "recordable", not_recorded).start()
     if rung < 5:
         matching.STREAMS = 1
     lower = PRECISIONS["bfloat16"] if rung == 6 else None

@@ -164,7 +164,7 @@ def work(run: Run) -> Record:
     """
     # An operator is seen by the thread that counts alone, and not within a compiled graph.
     in_turn = patch.object(matching, "parallel_map", _in_turn)
-    at_once = patch.object(recording, "on_cuda", lambda _: False)
+    at_once = patch.object(recording, "recordable", lambda _: False)
     with torch.compiler.set_stance("force_eager"), in_turn, at_once, _Work() as counted:
         run()
     return {"flop": counted.flop, "bytes": counted.bytes}

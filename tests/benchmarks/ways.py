@@ -75,7 +75,8 @@ class Problem:
         steps = settings.iterations
         compiled, said = choose_transform(self.params.compile, network, self.device, steps)
         seen = steps * self.dataset.num_classes * settings.real_per_class
-        return compiled, said or choose_kernels(self.params.compile, network, self.device, seen)
+        of_kernels = choose_kernels(self.params.compile, network, self.device, seen)
+        return compiled, "; ".join(filter(None, (said, of_kernels)))
 
 
 def plain(
