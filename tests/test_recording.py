@@ -1,13 +1,23 @@
 """A function of tensors as one CUDA graph; elsewhere it is the function."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from condensation import fused
+from condensation.augmentation import AUGMENTATIONS
 from condensation.class_batches import LazyBatches
+from condensation.curvature import CURVATURE_FORMS
+from condensation.datasets import Dataset
+from condensation.distances import DISTANCES
+from condensation.draws import Draws
+from condensation.matching import Curvature, Engine, make_matching_step
 from condensation.randomness import generator
 from condensation.recording import Recorded
 from condensation.siamese_augmentation import SiameseAugmentation, siamese
+from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -77,3 +87,41 @@ def test_batches_and_draws_are_made_of_tensors_for_it() -> None:
     again, same_draw = torch.utils._pytree.tree_unflatten(others, structure)
     assert isinstance(same_draw, SiameseAugmentation) and torch.equal(same_draw.cut, draw.cut)
     assert again[0].tolist() == [1, 3]
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("form", [None, "lookahead"])
+def test_a_recorded_image_step_equals_the_eager_one_each_time(
+    form: str | None, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With new parameters, images, batches, draws and another weight; kernels are in use."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.compiler.reset()
+    cuda = torch.device("cuda")
+    network, _ = tiny_network("convnet", width=8)
+    assert fused.load_cuda_blocks(cuda) == ""
+    draws = Draws(tiny_dataset, range(2), AUGMENTATIONS["dsa"], cuda)
+    weight = torch.zeros((), device=cuda)
+    curvature = Curvature(CURVATURE_FORMS[form], weight, 4) if form else None
+    recorded, eager = (
+        make_matching_step(
+            [network] * 2, DISTANCES["squared_euclidean"], curvature, [2] * NUM_CLASSES, 0, engine
+        )
+        for engine in (Engine(True, draws.most_real(6)), Engine())
+    )
+    classes, stream = range(NUM_CLASSES), generator(0, "images")
+    for number in range(4):
+        weight.fill_(number / 4)
+        images = torch.randn(2, 2 * NUM_CLASSES, *IMAGE_SHAPE, generator=stream).to(cuda)
+        following = ("real", number + 1)
+        given: tuple[Any, ...] = (
+            images,
+            [draws.real(k, classes, 6, "real", number, following=following) for k in range(2)],
+            draws.thetas(network, number),
+            [[], []],
+            [draws.siamese(k, classes, number) for k in range(2)],
+        )
+        for found, expected in zip(recorded(*given), eager(*given), strict=True):
+            assert (found - expected).norm() <= 1e-3 * expected.norm()
+    fused.discard_cuda_blocks()
