@@ -14,9 +14,9 @@ from benchmarks.measure import Record
 from benchmarks.summaries import summarise
 from benchmarks.tables import show_accuracy
 from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem
-from condensation import draws
+from condensation import datasets, draws, real_images
 from condensation.artefacts import set_path
-from condensation.datasets import Dataset, write_prepared
+from condensation.datasets import Dataset, normalised, write_prepared
 from condensation.devices import has_bfloat16
 from condensation.image_sets import load_image_set
 from condensation.networks import Network, Theta, init_theta
@@ -42,7 +42,9 @@ def problem_of(params: Params) -> Problem:
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters and images are drawn as ever, and then in float64."""
-    normalise = Dataset.normalise
+
+    def double(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return normalised(images, mean, std).double()
 
     def theta(network: Network, generator: torch.Generator, device: torch.device) -> Theta:
         return {
@@ -50,7 +52,8 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         }
 
     monkeypatch.setattr(draws, "init_theta", theta)
-    monkeypatch.setattr(Dataset, "normalise", lambda self, images: normalise(self, images).double())
+    for module in (datasets, real_images):
+        monkeypatch.setattr(module, "normalised", double)
 
 
 @pytest.mark.usefixtures("in_float64")

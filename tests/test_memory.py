@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from condensation import training
-from condensation.datasets import Dataset
+from condensation import datasets, real_images, training
+from condensation.datasets import normalised
 from conftest import ROOT
 from workspace import make_workspace, run_here, write_params
 
@@ -31,13 +31,14 @@ def test_no_stage_normalises_a_whole_dataset(
     init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most a class at once."""
-    normalise, largest = Dataset.normalise, [0]
+    largest = [0]
 
-    def noted(self: Dataset, images: Tensor) -> Tensor:
+    def noted(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         largest[0] = max(largest[0], len(images))
-        return normalise(self, images)
+        return normalised(images, mean, std)
 
-    monkeypatch.setattr(Dataset, "normalise", noted)
+    for module in (datasets, real_images):
+        monkeypatch.setattr(module, "normalised", noted)
     monkeypatch.setitem(training.ACCURACY_BLOCK, "cpu", 10)
     monkeypatch.setattr("baseline.BATCH_NORM_IMAGES", 10)
     folder = make_workspace(tmp_path, init=init, order=1, **{"condense.real_per_class": 60})
