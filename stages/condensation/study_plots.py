@@ -265,7 +265,7 @@ def _facets(facets: Facets, height: float, sharey: bool = False) -> tuple[Figure
     panels = panels[: len(facets)]
     for axes, title in zip(panels, facets, strict=True):
         # Three abreast, a title has room for so many letters.
-        short = textwrap.fill(title, 26) if abreast == MAX_ABREAST else title
+        short = textwrap.fill(title, 22) if abreast == MAX_ABREAST else title
         axes.set_title(short, fontsize=9.5)
     return figure, panels
 
