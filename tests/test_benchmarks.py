@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import benchmark, cases
 from benchmarks.cases import ALL, CUDA_LADDER, GROWTH, KINDS, LADDER, Case, grown
 from benchmarks.figures import growth, measured
-from benchmarks.measure import Effort, Peak, Record, interleave, rates, spread, work
+from benchmarks.measure import Effort, Peak, Record, interleave, not_recorded, rates, spread, work
 from benchmarks.tables import show
 from benchmarks.worker import serve
 from condensation import derivatives, fused, matching, recording, stacked_classes
@@ -93,7 +93,7 @@ def test_the_ladder_on_cuda_is_put_together_as_it_says(
     rung = CUDA_LADDER.index(side)
     assert {*compiled} == ({"compiled_gradient", "compiled_transform"} if rung >= 2 else set())
     assert (fused.cuda_blocks is cases.no_blocks) == (rung < 3)
-    assert (recording.recordable is cases.not_recorded) == (rung < 4)
+    assert (recording.recordable is not_recorded) == (rung < 4)
     assert (matching.STREAMS == 1) == (rung < 5)
     assert autocast.called == (rung == 6)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reference
-from benchmarks.measure import Run
+from benchmarks.measure import Run, not_recorded
 from benchmarks.processes import numbers_of_processes, run_of_processes
 from condensation import fused, matching, recording
 from condensation.allocator import keep_freed_memory
@@ -314,11 +314,6 @@ def cuda_ladder(case: Case, device: torch.device, side: str) -> Run:
 
 def no_blocks() -> None:
     """There are none, as where there is no Triton."""
-
-
-def not_recorded(_: object) -> bool:
-    """No arguments are for a CUDA graph."""
-    return False
 
 
 DETERMINISM = ("deterministic", "not deterministic")

@@ -155,6 +155,11 @@ def _in_turn(
     return [function(item) for item in items]
 
 
+def not_recorded(_: object) -> bool:
+    """No arguments are for a CUDA graph."""
+    return False
+
+
 def work(run: Run) -> Record:
     """Return the floating-point operations and the bytes of a run.
 
@@ -164,7 +169,7 @@ def work(run: Run) -> Record:
     """
     # An operator is seen by the thread that counts alone, and not within a compiled graph.
     in_turn = patch.object(matching, "parallel_map", _in_turn)
-    at_once = patch.object(recording, "recordable", lambda _: False)
+    at_once = patch.object(recording, "recordable", not_recorded)
     with torch.compiler.set_stance("force_eager"), in_turn, at_once, _Work() as counted:
         run()
     return {"flop": counted.flop, "bytes": counted.bytes}
