@@ -19,6 +19,13 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # what is written in Triton runs on the CPU
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
 ROOT = Path(__file__).resolve().parent.parent
 NUM_CLASSES = 3
 IMAGE_SHAPE = (1, 28, 28)

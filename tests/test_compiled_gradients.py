@@ -237,10 +237,7 @@ def test_compiled_training_equals_the_eager_one_and_is_compiled_once(
         torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-13)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
-
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", COMPILED_NETWORKS)
 def test_on_cuda_the_compiled_gradient_equals_the_eager_one(name: str, precision: str) -> None:
@@ -256,7 +253,7 @@ def test_on_cuda_the_compiled_gradient_equals_the_eager_one(name: str, precision
         assert distance_between(found, expected) < (1e-10 if autocast is None else BFLOAT16_ERROR)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("form", FORMS)
 def test_on_cuda_the_compiled_step_equals_the_eager_one(form: str | None) -> None:
     for step in range(4):
@@ -267,7 +264,7 @@ def test_on_cuda_the_compiled_step_equals_the_eager_one(form: str | None) -> Non
                 torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("batch_size", [4, 256])
 def test_on_cuda_compiled_training_equals_the_eager_one(batch_size: int) -> None:
     expected = trained(False, batch_size, "cuda")

@@ -133,7 +133,7 @@ def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize(device)
-    with profile(activities=activities) as found, record_function("the run"):
+    with profile(activities=activities, acc_events=True) as found, record_function("the run"):
         run()
     events = found.events()
     assert events is not None
@@ -151,9 +151,12 @@ def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...
     }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:TensorFloat32"
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:TensorFloat32",
+    r"ignore:\s*Online softmax",
 )
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("form", FORMS)

@@ -19,8 +19,6 @@ from condensation.recording import Recorded
 from condensation.siamese_augmentation import SiameseAugmentation, siamese
 from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
 
 def combined(by_name: dict[str, Tensor], others: list[Tensor | None]) -> dict[str, Tensor]:
     first, nothing = others
@@ -41,7 +39,7 @@ def test_elsewhere_it_is_the_function_itself() -> None:
         assert len(calls) == number and calls[-1] is value
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_each_run_takes_what_it_is_given_and_gives_memory_of_its_own() -> None:
     calls = []
 
@@ -62,7 +60,7 @@ def test_each_run_takes_what_it_is_given_and_gives_memory_of_its_own() -> None:
     assert len(calls) == 2 * 3
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_what_is_no_tensor_is_not_recorded() -> None:
     calls = []
 
@@ -89,7 +87,7 @@ def test_batches_and_draws_are_made_of_tensors_for_it() -> None:
     assert again[0].tolist() == [1, 3]
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("form", [None, "lookahead"])
 def test_a_recorded_image_step_equals_the_eager_one_each_time(

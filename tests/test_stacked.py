@@ -180,7 +180,7 @@ def test_how_many_go_side_by_side(name: str, size: int, device: str, expected: l
         assert sum(group_sizes(number, network, (1, 28, 28), size, device)) == number
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", NETWORKS)
 def test_on_cuda_side_by_side_equals_each_by_itself(
     name: str, monkeypatch: pytest.MonkeyPatch
