@@ -49,9 +49,11 @@ def ask(case: Case, side: str, *requests: str) -> list[object]:
 @pytest.mark.parametrize("side", ["reference", "engine"])
 def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
     case = Case(**{**asdict(TINY), "form": form})
-    ready, seconds, peak, amount = ask(case, side, "ready", "run", "peak", "work")
+    ready, seconds, peak, reserved, amount = ask(
+        case, side, "ready", "run", "peak", "reserved", "work"
+    )
     assert ready is None and isinstance(seconds, float) and seconds > 0
-    assert isinstance(peak, int) and peak >= 0
+    assert isinstance(peak, int) and peak >= 0 and reserved is None
     assert isinstance(amount, dict) and amount["flop"] > 0 and amount["bytes"] > amount["flop"] / 99
 
 

@@ -131,6 +131,8 @@ def measure(case: Case, workers: Workers, device: torch.device, end: float, call
         spent = found[side]["seconds"]
         if case.kind != "processes":  # whose work is done elsewhere
             found[side]["peak_bytes"] = ask(worker, "peak")
+            if (reserved := ask(worker, "reserved")) is not None:
+                found[side]["reserved_bytes"] = reserved
         if case.kind == "evaluation":
             found[side]["networks_per_second"] = rates(NETWORKS, spent)
         if case.kind == "step":

@@ -96,6 +96,7 @@ class Peak:
 
     On the CPU that is the memory which is resident, as Linux keeps account of it. (What
     `resource.getrusage` tells begins with what the parent had before the process became another.)
+    On CUDA it is that of tensors, which leaves out what a CUDA graph keeps for its own.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -111,6 +112,14 @@ class Peak:
     def bytes(self) -> int:
         """Return it."""
         return self._largest() - self._before
+
+    def reserved_bytes(self) -> int | None:
+        """Return what PyTorch has taken from the device at most: also what graphs and caches keep.
+
+        None on the CPU.
+        """
+        cuda = self._device.type == "cuda"
+        return torch.cuda.max_memory_reserved(self._device) if cuda else None
 
     def _largest(self) -> int:
         if self._device.type == "cuda":

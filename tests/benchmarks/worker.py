@@ -42,7 +42,7 @@ class Worker:
         self._process.communicate()
 
     def ask(self, what: str, seconds: float) -> Any:
-        """Return the answer to `ready`, `run` (seconds), `peak` (bytes) or `work`.
+        """Return the answer to `ready`, `run` (seconds), `peak`, `reserved` (bytes) or `work`.
 
         Raises:
             TooLong: There is none within `seconds`.
@@ -76,6 +76,8 @@ def serve(description: str, requests: TextIO, answers: TextIO) -> None:
             answer = timed(run, device)
         elif what == "peak":
             answer = peak.bytes()
+        elif what == "reserved":
+            answer = peak.reserved_bytes()
         elif what == "work":
             answer = work_of(case, side, device)
         print(json.dumps(answer), file=answers, flush=True)
