@@ -20,10 +20,21 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # what is written in Triton runs on the CPU
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
+OF_COMPILATION = (
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:TensorFloat32",
+    r"ignore:\s*Online softmax",
+)
+"""Warnings that PyTorch gives when it compiles for a GPU."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Leave out what needs a GPU where there is none."""
-    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
+    if item.get_closest_marker("cuda"):
+        missing = not torch.cuda.is_available()
+        item.add_marker(pytest.mark.skipif(missing, reason="needs CUDA"))
+        item.add_marker(pytest.mark.filterwarnings(*OF_COMPILATION))
 
 
 ROOT = Path(__file__).resolve().parent.parent

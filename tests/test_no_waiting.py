@@ -152,12 +152,6 @@ def waits(run: Callable[[], object], device: torch.device, names: tuple[str, ...
 
 
 @pytest.mark.cuda
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning",
-    "ignore::FutureWarning",
-    "ignore:TensorFloat32",
-    r"ignore:\s*Online softmax",
-)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_on_cuda_the_profiler_sees_no_wait(

@@ -88,7 +88,6 @@ def test_batches_and_draws_are_made_of_tensors_for_it() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("form", [None, "lookahead"])
 def test_a_recorded_image_step_equals_the_eager_one_each_time(
     form: str | None, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
