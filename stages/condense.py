@@ -20,8 +20,8 @@ from tqdm import tqdm
 from condensation.allocator import keep_freed_memory
 from condensation.artefacts import SyntheticSet
 from condensation.augmentation import AUGMENTATIONS
-from condensation.blocks import Block, assemble
-from condensation.checkpoints import Checkpoints
+from condensation.blocks import Block
+from condensation.checkpoints import Checkpoint, Checkpoints
 from condensation.compilation import choose_kernels, choose_precision, choose_transform
 from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
@@ -35,7 +35,8 @@ from condensation.draws import Draws
 from condensation.files import check_writable, together, write_json
 from condensation.fingerprints import fingerprint
 from condensation.health import Watch, not_finite, without_gradient
-from condensation.matching import Curvature, Engine, Matched, MatchingStep, make_matching_step
+from condensation.image_steps import ImageSteps
+from condensation.matching import Curvature, Engine, Matched
 from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
 from condensation.params import Params, load_params, run_stage
@@ -116,37 +117,23 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     Raises:
         ValueError: The data do not fit the settings, or the numbers are not finite any more.
     """
-    settings = params.condense
     dataset = load_training(Path("data/prepared"), params.split)
-    names = dataset.class_names
-    if reason := refusal(params.used_networks, dataset.image_shape, dataset.num_classes):
+    names, shape = dataset.class_names, dataset.image_shape
+    if reason := refusal(params.used_networks, shape, dataset.num_classes):
         raise ValueError(reason)
-    network = build_network(
-        params.network, dataset.image_shape, dataset.num_classes, params.networks[params.network]
-    )
-    initial = read_initial(Path("data/initial"), params.sets, dataset.image_shape, names)
-    counts, labels = initial[0].counts, initial[0].labels.to(device)
-    augmentation = AUGMENTATIONS[augmentation_name(params)]
+    options = params.networks[params.network]
+    network = build_network(params.network, shape, dataset.num_classes, options)
+    initial = read_initial(Path("data/initial"), params.sets, shape, names)
     seeds = range(params.seed, params.seed + params.sets)
-    draws = Draws(dataset, seeds, augmentation, device)
+    draws = Draws(dataset, seeds, AUGMENTATIONS[augmentation_name(params)], device)
     blocks = ranks.blocks(params.sets, dataset.num_classes)
-    outer, inner = params.loops
-    compiled, *said = choose_transform(params.compile, network, device, settings.iterations * outer)
-    schedule = SCHEDULES[settings.image_schedule]
-    kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
-
-    per_step = params.sets * dataset.num_classes * settings.real_per_class
-    # A product with second derivatives takes about as long as the gradient of twice the images.
-    passes = 1 if params.order == 1 else 3
-    num_images = settings.iterations * outer * per_step * passes
-    said.append(choose_kernels(params.compile, network, device, num_images))
-    precision, why = choose_precision(settings.real_precision, network, device, in_one_pass(params))
+    compiled, precision, said = choose_engine(params, network, dataset.num_classes, device)
     if ranks.agree(int(precision == "float32")):  # on several machines, one may have no other
         precision = "float32"
     if ranks.first:
-        for line in filter(None, (*said, why)):
+        for line in said:
             say(line)
-    match = make_match(params, network, counts, draws, blocks, compiled, precision)
+    steps = image_steps(params, network, initial[0].counts, draws, blocks, compiled, precision)
 
     checkpoint = checkpoints.piece("images")
     state = ranks.share(checkpoint.load())
@@ -157,113 +144,228 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
             torch.stack([each.images for each in initial]).to(device), dataset.num_classes
         )
     )
-    start = time.perf_counter() - done.seconds
-    images = done.images.requires_grad_()
-    optimiser = torch.optim.SGD(
-        [images], lr=settings.image_learning_rate, momentum=settings.image_momentum
-    )
-    put_momentum(done.momentum, optimiser, {"images": images})
 
-    def progress(iteration: int, image_step: int, thetas: list[Theta], total: Tensor) -> State:
-        momentum = momentum_of(optimiser, {"images": images})
-        for value in momentum.values():
-            ranks.gather(value, counts)
-        ranks.gather(total, [1] * len(counts))
-        ranks.gather_thetas(thetas, len(counts))
-        return dataclasses.replace(
-            done,
-            momentum=momentum,
-            iteration=iteration,
-            image_step=image_step,
-            thetas=thetas,
-            total=total,
-            seconds=time.perf_counter() - start,
-        ).state()
+    def keep_good() -> str:
+        last = dataclasses.replace(initial[0], images=done.good[0].cpu())
+        return keep_last(last, done.iteration - 1, checkpoints)
 
-    def train_on_images(thetas: list[Theta], iteration: int, image_step: int, k: int) -> Theta:
-        if not any(k in block.sets for block in blocks):  # another process needs it, not this one
-            return thetas[k]
+    where = describe_device(device) + (f" in each of {ranks.size} processes" * (ranks.size > 1))
+    left = range(done.iteration, params.condense.iterations + 1)
+    bar = Progress(describe_work(params, initial[0].counts), len(left), "iteration", where)
+    run = Run(params, steps, done, initial[0].labels.to(device), names, ranks, checkpoint)
+    for _ in bar.over(left):
+        run.iterate(keep_good)
+        bar.show(loss=f"{sum(done.losses[-1]):.4g}")
+    if ranks.first:
+        write_results(params, initial, done, where, device, precision)
+
+
+class Run:
+    """Images and networks in their turns, as one of several processes sees them."""
+
+    def __init__(
+        self,
+        params: Params,
+        steps: ImageSteps,
+        done: Condensation,
+        labels: Tensor,
+        class_names: tuple[str, ...],
+        ranks: Ranks,
+        checkpoint: Checkpoint,
+    ) -> None:
+        """Go on from where it is.
+
+        Args:
+            params: The settings.
+            steps: The image steps.
+            done: How far it is; goes on with each image step, but for its momentum and seconds,
+                which are those of the last checkpoint.
+            labels: (N,), of a set.
+            class_names: One for each class.
+            ranks: The processes.
+            checkpoint: Where it goes on from after an interruption.
+        """
+        settings = self._settings = params.condense
+        self._params, self._steps, self._done = params, steps, done
+        self._labels, self._class_names = labels, class_names
+        self._ranks, self._checkpoint = ranks, checkpoint
+        self._kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
+        self._images = done.images.requires_grad_()
+        self._optimiser = torch.optim.SGD(
+            [self._images], lr=settings.image_learning_rate, momentum=settings.image_momentum
+        )
+        put_momentum(done.momentum, self._optimiser, {"images": self._images})
+        first = sum(done.losses[0]) if done.losses else None
+        self._watch = Watch(class_names, steps.counts, first)
+        self._start = time.perf_counter() - done.seconds
+
+    def iterate(self, keep_good: Callable[[], str]) -> None:
+        """Finish the iteration that it is at: image steps, with training of the networks between.
+
+        Args:
+            keep_good: Keeps the images as they were before the iteration, and says where.
+
+        Raises:
+            ValueError: The numbers are not finite any more.
+        """
+        done, outer = self._done, self._steps.outer
+        done.thetas = done.thetas or self._steps.draws.thetas(self._steps.network, done.iteration)
+        for image_step in range(done.image_step, outer):
+            matched = self._match(image_step)
+            if image_step < outer - 1:
+                self._ranks.gather(self._images, self._steps.counts)
+                continued = partial(self._train, image_step)
+                done.thetas = parallel_map(continued, range(self._params.sets), self._images.device)
+                done.image_step = image_step + 1
+                self._checkpoint.offer(self._state)
+        self._finish(matched, keep_good)
+        done.iteration, done.image_step, done.thetas = done.iteration + 1, 0, []
+        done.total = torch.zeros_like(done.total)
+        self._checkpoint.offer(self._state)
+
+    def _match(self, image_step: int) -> Matched:
+        settings, outer, done = self._settings, self._steps.outer, self._done
+        part = ((done.iteration - 1) * outer + image_step) / (settings.iterations * outer)
+        factor = SCHEDULES[settings.image_schedule](part)
+        self._optimiser.param_groups[0]["lr"] = settings.image_learning_rate * factor
+        matched = self._steps.match(self._images.detach(), done.thetas, done.iteration, image_step)
+        self._images.grad = matched.gradient
+        self._optimiser.step()
+        done.total += matched.loss / outer
+        return matched
+
+    def _train(self, image_step: int, k: int) -> Theta:
+        # The network of set k on the set's images.
+        settings, steps, theta = self._settings, self._steps, self._done.thetas[k]
+        if not any(k in block.sets for block in steps.blocks):  # it has no use here
+            return theta
+        _, inner = self._params.loops
         return train(
-            thetas[k],
-            network,
-            images[k].detach(),
-            labels,
+            theta,
+            steps.network,
+            self._images[k].detach(),
+            self._labels,
             epochs=inner,
             batch_size=settings.network_batch_size,
             learning_rate=settings.network_learning_rate,
             momentum=0.0,
             weight_decay=0.0,
-            generator=generator(seeds[k], "inner", iteration, image_step),
-            compiled=compiled,
-            augmentation=augmentation,
+            generator=generator(steps.draws.seeds[k], "inner", self._done.iteration, image_step),
+            compiled=steps.engine.compiled,
+            augmentation=AUGMENTATIONS[augmentation_name(self._params)],
         )
 
-    where = describe_device(device) + (f" in each of {ranks.size} processes" * (ranks.size > 1))
-    bar = Progress(
-        describe_work(params, counts),
-        settings.iterations + 1 - done.iteration,
-        "iteration",
-        where,
-    )
-    watch = Watch(names, counts, sum(done.losses[0]) if done.losses else None)
-    thetas, total, first_step = done.thetas, done.total, done.image_step
-    for iteration in bar.over(range(done.iteration, settings.iterations + 1)):
-        thetas = thetas or draws.thetas(network, iteration)
-        for image_step in range(first_step, outer):
-            steps_done = (iteration - 1) * outer + image_step
-            optimiser.param_groups[0]["lr"] = settings.image_learning_rate * schedule(
-                steps_done / (settings.iterations * outer)
-            )
-            matched = match(images.detach(), thetas, iteration, image_step)
-            images.grad = matched.gradient
-            optimiser.step()
-            total += matched.loss / outer
-            if image_step < outer - 1:
-                ranks.gather(images, counts)
-                continued = partial(train_on_images, thetas, iteration, image_step)
-                thetas = parallel_map(continued, range(params.sets), device)
-                checkpoint.offer(partial(progress, iteration, image_step + 1, thetas, total))
-        ranks.gather(images, counts)
+    def _finish(self, matched: Matched, keep_good: Callable[[], str]) -> None:
+        # Look at what came of the iteration, and note it; `matched` is of its last image step.
+        done, counts, iteration = self._done, self._steps.counts, self._done.iteration
+        self._ranks.gather(self._images, counts)
         still = without_gradient(matched.gradient, counts)
-        figures = torch.stack([total, *matched[2:], still.to(total)], 2)
-        ranks.gather(figures, [1] * len(counts))
+        figures = torch.stack([done.total, *matched[2:], still.to(done.total)], 2)
+        self._ranks.gather(figures, [1] * len(counts))
         total, *curvature, still = figures.unbind(2)
-        if problem := not_finite(total, images.detach(), counts, names):
-            last = dataclasses.replace(initial[0], images=done.good[0].cpu())
+        images = self._images.detach()
+        if problem := not_finite(total, images, counts, self._class_names):
             raise ValueError(
                 f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
-                f"condense.distance, order and condense.curvature.weight"
-                f"{keep_last(last, iteration - 1, checkpoints)}"
+                f"condense.distance, order and condense.curvature.weight{keep_good()}"
             )
-        for warning in watch.look(iteration, total, still.bool(), images):
+        for warning in self._watch.look(iteration, total, still.bool(), images):
             say(warning)
-        done.good = images.detach().clone()
+        done.good = images.clone()
         done.losses.append(total.mean(0).tolist())
-        if params.order == 2 and curvature[1].any():  # not where the last image step was without it
+        # Not where the last image step was without it.
+        if self._params.order == 2 and curvature[1].any():
             done.curvature.append((iteration, *(value.mean().item() for value in curvature)))
-        bar.show(loss=f"{sum(done.losses[-1]):.4g}")
-        if iteration in kept:
-            done.snapshots[iteration] = images.detach().cpu().clone()
-            done.timing.append((iteration, time.perf_counter() - start))
-        thetas, total, first_step = [], torch.zeros_like(total), 0
-        checkpoint.offer(partial(progress, iteration + 1, first_step, thetas, total))
+        if iteration in self._kept:
+            done.snapshots[iteration] = images.cpu().clone()
+            done.timing.append((iteration, time.perf_counter() - self._start))
 
-    if ranks.first:
-        write_results(params, initial, done, where, device, precision)
+    def _state(self) -> State:
+        done, counts = self._done, self._steps.counts
+        done.momentum = momentum_of(self._optimiser, {"images": self._images})
+        for value in done.momentum.values():
+            self._ranks.gather(value, counts)
+        self._ranks.gather(done.total, [1] * len(counts))
+        self._ranks.gather_thetas(done.thetas, len(counts))
+        done.seconds = time.perf_counter() - self._start
+        return done.state()
 
 
-def in_one_pass(params: Params) -> bool:
-    """Whether each image step has its real gradients in the pass of the curvature's products."""
-    curvature = params.condense.curvature
-    return (
-        params.order == 2
-        and CURVATURE_FORMS[curvature.form].with_gradient is not None
-        and curvature.probes == "rademacher"
-        and curvature.every == 1
-        and curvature.iterations is None
-        and curvature.layers is None
-        and (curvature.real_per_class or params.condense.real_per_class)
-        >= params.condense.real_per_class
+def choose_engine(
+    params: Params, network: Network, num_classes: int, device: torch.device
+) -> tuple[bool, str, list[str]]:
+    """Choose how image steps are calculated, and build what that takes.
+
+    Returns:
+        Whether they are compiled graphs; the precision of gradients on real images, a key of
+        `PRECISIONS`; and what was chosen, and why, in lines.
+    """
+    settings, (outer, _) = params.condense, params.loops
+    num_steps = settings.iterations * outer
+    compiled, of_transform = choose_transform(params.compile, network, device, num_steps)
+    # A product with second derivatives takes about as long as the gradient of twice the images.
+    passes = 1 if params.order == 1 else 3
+    num_images = num_steps * params.sets * num_classes * settings.real_per_class * passes
+    of_kernels = choose_kernels(params.compile, network, device, num_images)
+    plan = curvature_plan(params)
+    in_one_pass = plan is not None and plan.in_one_pass(settings.real_per_class)
+    precision, why = choose_precision(settings.real_precision, network, device, in_one_pass)
+    return compiled, precision, [line for line in (of_transform, of_kernels, why) if line]
+
+
+def curvature_plan(params: Params) -> CurvaturePlan | None:
+    """Return when the term of curvature is due, and with which weight; None with order 1."""
+    if params.order == 1:
+        return None
+    settings, curvature, (outer, _) = params.condense, params.condense.curvature, params.loops
+    term = Curvature(
+        CURVATURE_FORMS[curvature.form],
+        curvature.weight,
+        curvature.real_per_class or settings.real_per_class,
+        curvature.layers,
+    )
+    return CurvaturePlan(
+        term,
+        SCHEDULES[curvature.schedule],
+        curvature.every,
+        until=(curvature.iterations or settings.iterations) * outer,
+        steps=settings.iterations * outer,
+        num_probes=curvature.num_probes if curvature.probes == "rademacher" else 0,
+    )
+
+
+def image_steps(
+    params: Params,
+    network: Network,
+    counts: Sequence[int],
+    draws: Draws,
+    blocks: Sequence[Block],
+    compiled: bool,
+    precision: str,
+) -> ImageSteps:
+    """Return the image steps of these settings, on these blocks of sets and classes.
+
+    Args:
+        params: The settings.
+        network: That gradients are matched on.
+        counts: The number of synthetic images of each class.
+        draws: What is drawn.
+        blocks: The sets and classes.
+        compiled: Whether each is a compiled graph; see `choose_engine`.
+        precision: A key of `PRECISIONS`, of gradients on real images.
+    """
+    settings, (outer, _) = params.condense, params.loops
+    most_real = draws.most_real(settings.real_per_class)
+    return ImageSteps(
+        network,
+        counts,
+        draws,
+        blocks,
+        DISTANCES[settings.distance],
+        curvature_plan(params),
+        settings.real_per_class,
+        (settings.iterations, outer),
+        Engine(compiled, most_real, PRECISIONS[precision]),
     )
 
 
@@ -323,94 +425,6 @@ def describe(
         "inner": inner,
     }
     return record, {key: value for key, value in made.items() if key not in hidden}
-
-
-Match = Callable[[Tensor, Sequence[Theta], int, int], Matched]
-"""`(images, theta of each set, iteration, image step)`."""
-
-
-def make_match(
-    params: Params,
-    network: Network,
-    counts: tuple[int, ...],
-    draws: Draws,
-    blocks: list[Block],
-    compiled: bool,
-    precision: str,
-) -> Match:
-    """Return the image step on these blocks of sets and classes; elsewhere it gives zeros.
-
-    With curvature where it is due, else without; `precision` is a key of `PRECISIONS`.
-    """
-    settings, (outer, _) = params.condense, params.loops
-    distance = DISTANCES[settings.distance]
-    engine = Engine(
-        compiled,
-        draws.most_real(settings.real_per_class),
-        PRECISIONS[precision],
-    )
-    random_probes = settings.curvature.probes == "rademacher"
-    plan = None
-    if params.order == 2:
-        term = Curvature(
-            CURVATURE_FORMS[settings.curvature.form],
-            settings.curvature.weight,
-            settings.curvature.real_per_class or settings.real_per_class,
-            settings.curvature.layers,
-        )
-        plan = CurvaturePlan(
-            term,
-            SCHEDULES[settings.curvature.schedule],
-            settings.curvature.every,
-            (settings.curvature.iterations or settings.iterations) * outer,
-            settings.iterations * outer,
-        )
-
-    recorded: dict[tuple[Block, bool], MatchingStep] = {}
-    weight = torch.zeros((), device=draws.device)
-
-    def step_of(block: Block, second: Curvature | None, networks: list[Network]) -> MatchingStep:
-        # Of a compiled step there is one for all weights, which it reads each time.
-        sets, classes = block
-        own_counts = counts[classes.start : classes.stop]
-        make = partial(make_matching_step, networks, distance)
-        if not compiled:
-            return make(second, own_counts, classes.start, engine)
-        if second is not None:
-            weight.fill_(second.weight)
-            second = dataclasses.replace(second, weight=weight)
-        key = block, second is None
-        if key not in recorded:
-            recorded[key] = make(second, own_counts, classes.start, engine)
-        return recorded[key]
-
-    def match(images: Tensor, thetas: Sequence[Theta], iteration: int, image_step: int) -> Matched:
-        number = (iteration - 1) * outer + image_step
-        second = None if plan is None else plan.at(number)
-        place = (iteration, image_step)
-        following = None
-        if number + 1 < settings.iterations * outer:
-            following = ("real", (number + 1) // outer + 1, (number + 1) % outer)
-        parts: list[tuple[Block, Matched]] = []
-        for block in blocks:
-            sets, classes = block
-            probes: list[list[Theta]] = [[] for _ in sets]
-            if second is not None and random_probes:
-                probes = [
-                    draws.probes(thetas[k], k, settings.curvature.num_probes, number) for k in sets
-                ]
-            real = [
-                draws.real(k, classes, settings.real_per_class, "real", *place, following=following)
-                for k in sets
-            ]
-            networks = [draws.frozen(network, thetas[k], k, *place) for k in sets]
-            step = step_of(block, second, networks)
-            own = images[sets.start : sets.stop, block.rows(counts)]
-            siamese = [draws.siamese(k, classes, number) for k in sets]
-            parts.append((block, step(own, real, [thetas[k] for k in sets], probes, siamese)))
-        return assemble(parts, images, counts)
-
-    return match
 
 
 if __name__ == "__main__":

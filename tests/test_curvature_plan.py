@@ -33,3 +33,29 @@ def test_its_weight_follows_the_schedule() -> None:
     expected = [0.4 * (1 - step / 20) for step in range(20)]
     assert weights("linear_decay") == pytest.approx(expected)
     assert weights("tenth_after_half")[9:11] == pytest.approx([0.4, 0.04])
+
+
+@pytest.mark.parametrize(
+    ("form", "every", "until", "layers", "num_real", "num_probes", "expected"),
+    [
+        ("hvp", 1, 20, None, 4, 1, True),
+        ("hvp", 1, 20, None, 5, 1, False),  # gradients of more images than products
+        ("hvp", 1, 20, None, 4, 0, False),  # the probe is the gradient
+        ("hvp", 2, 20, None, 4, 1, False),
+        ("hvp", 1, 10, None, 4, 1, False),
+        ("hvp", 1, 20, 1, 4, 1, False),
+        ("lookahead", 1, 20, None, 4, 1, False),
+    ],
+)
+def test_when_the_real_gradients_come_in_the_pass_of_the_products(
+    form: str,
+    every: int,
+    until: int,
+    layers: int | None,
+    num_real: int,
+    num_probes: int,
+    expected: bool,
+) -> None:
+    term = Curvature(CURVATURE_FORMS[form], 0.4, 4, layers)
+    plan = CurvaturePlan(term, SCHEDULES["constant"], every, until, 20, num_probes)
+    assert plan.in_one_pass(num_real) is expected

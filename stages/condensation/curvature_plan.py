@@ -1,4 +1,4 @@
-"""Which image steps of a run have the term of order 2, and with which weight."""
+"""Which image steps of a run have the term of order 2, with which weight and how many probes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,6 +17,7 @@ class CurvaturePlan:
         every: Image steps from one with the term to the next, from 1.
         until: The image step from which on there is none.
         steps: Image steps of the run.
+        num_probes: Random vectors of a step; 0: it is probed with its real gradient.
     """
 
     term: Curvature
@@ -24,6 +25,16 @@ class CurvaturePlan:
     every: int
     until: int
     steps: int
+    num_probes: int = 0
+
+    def in_one_pass(self, num_real: int) -> bool:
+        """Whether g_T of so many real images can come in the pass of the products in each step.
+
+        See `Curvature.in_one_pass`.
+        """
+        always = self.every == 1 and self.until >= self.steps
+        of_all = self.term.layers is None
+        return always and self.term.in_one_pass(num_real, self.num_probes > 0, of_all)
 
     def at(self, step: int) -> Curvature | None:
         """Return the term of an image step, counted from 0, or None where none is due."""

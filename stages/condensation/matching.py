@@ -67,6 +67,19 @@ class Curvature:
         """Return the names of the parameters that Q is about."""
         return list(theta) if self.layers is None else last_layers(theta, self.layers)
 
+    def in_one_pass(self, num_real: int, has_probes: bool, of_all: bool) -> bool:
+        """Whether g_T of so many real images can come in the pass of the products for Q.
+
+        It does where the network `has_tangents` and the engine `is_plain`.
+
+        Args:
+            num_real: Images that g_T is of.
+            has_probes: Whether there are vectors to probe Q with before g_T is known.
+            of_all: Whether Q is about all parameters.
+        """
+        same = self.real_per_class >= num_real and of_all
+        return same and has_probes and self.form.with_gradient is not None
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -321,10 +334,10 @@ def _of_real(
         block_size=engine.block_size(real),
         compiled=engine.compiled,
     )
-    at_once = curvature.form.with_gradient
-    whole = len(own) == len(theta) and len(side.images) == len(real)
-    if at_once and probes and whole and network.has_tangents and engine.is_plain:
-        target, constants = at_once(side)
+    with_gradient, possible = curvature.form.with_gradient, network.has_tangents and engine.is_plain
+    of_all = len(own) == len(theta)
+    if with_gradient and possible and curvature.in_one_pass(len(real), bool(probes), of_all):
+        target, constants = with_gradient(side)
         return target, list(side.probes), constants
     target = _real_gradient(theta, network, real, labels, engine)
     side = replace(

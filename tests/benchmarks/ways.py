@@ -7,6 +7,7 @@ Shapes: C = classes, N = synthetic images, class after class, image = (ch, h, w)
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,6 @@ from torch import Tensor
 
 import reference
 from condensation.blocks import deal
-from condensation.compilation import choose_kernels, choose_transform
 from condensation.datasets import Dataset
 from condensation.draws import Draws
 from condensation.features import pixels
@@ -25,7 +25,7 @@ from condensation.networks import Network, build_network
 from condensation.params import Params
 from condensation.randomness import generator
 from condensation.training import SCHEDULES
-from condense import make_match
+from condense import choose_engine, image_steps
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,16 @@ class Problem:
         return Draws(self.dataset, seeds, None, self.device)
 
     def choose_engine(self) -> tuple[bool, str]:
-        """Set the engine up as the stage does.
+        """Set the engine up as the stage does, with real gradients in float32.
 
         Returns:
             Whether image steps are compiled graphs; and what was chosen, in a line.
         """
-        settings, network = self.params.condense, self.network()
-        steps = settings.iterations
-        compiled, said = choose_transform(self.params.compile, network, self.device, steps)
-        seen = steps * self.dataset.num_classes * settings.real_per_class
-        of_kernels = choose_kernels(self.params.compile, network, self.device, seen)
-        return compiled, "; ".join(filter(None, (said, of_kernels)))
+        condense = dataclasses.replace(self.params.condense, real_precision="float32")
+        params = dataclasses.replace(self.params, condense=condense)
+        network, classes = self.network(), self.dataset.num_classes
+        compiled, _, said = choose_engine(params, network, classes, self.device)
+        return compiled, "; ".join(said)
 
 
 def plain(
@@ -118,10 +117,10 @@ def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Itera
     params, settings = problem.params, problem.params.condense
     network, draws, images = problem.network(), problem.draws(), problem.initial()[None]
     blocks = deal(1, problem.dataset.num_classes, 1)[0]
-    match = make_match(params, network, problem.counts, draws, blocks, compiled, precision)
+    steps = image_steps(params, network, problem.counts, draws, blocks, compiled, precision)
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
     for iteration in range(1, settings.iterations + 1):
-        images.grad = match(images, draws.thetas(network, iteration), iteration, 0).gradient
+        images.grad = steps.match(images, draws.thetas(network, iteration), iteration, 0).gradient
         optimiser.param_groups[0]["lr"] = _rate(params, iteration)
         optimiser.step()
         yield images[0].clone()
