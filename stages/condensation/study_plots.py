@@ -31,7 +31,7 @@ Facets = Mapping[str, Mapping[str, pd.DataFrame]]
 
 MAX_ABREAST = 3
 """Facets in a row."""
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
 """Of further arms, after every colour has been used once."""
 
 
@@ -74,7 +74,10 @@ def final_accuracies(facets: Facets) -> Figure:
     """Return a figure of the first and the last accuracy of every arm, with their intervals."""
     most = max(len(tables) for tables in facets.values())
     alike = len({tuple(tables) for tables in facets.values()}) == 1
-    figure, panels = _facets(facets, height=max(1.9, 0.7 + 0.27 * most), sharey=alike)
+    # The arms' names take of the width where they are written in each panel.
+    letters = 22 if alike else 17
+    height = max(1.9, 0.7 + 0.27 * most)
+    figure, panels = _facets(facets, height=height, sharey=alike, letters=letters)
     for axes, tables in zip(panels, facets.values(), strict=True):
         for place, table in enumerate(tables.values()):
             ordered = table.sort_values("iteration")
@@ -254,7 +257,10 @@ def _apart(iterations: Sequence[int]) -> list[int]:
     return kept[::-1]
 
 
-def _facets(facets: Facets, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def _facets(
+    facets: Facets, height: float, sharey: bool = False, letters: int = 22
+) -> tuple[Figure, list[Axes]]:
+    # Three abreast, a title has room for so many letters in a line.
     abreast = min(MAX_ABREAST, len(facets))
     rows = math.ceil(len(facets) / abreast)
     figure = Figure(figsize=(WIDTH, rows * height + 0.2), layout="constrained")
@@ -264,8 +270,7 @@ def _facets(facets: Facets, height: float, sharey: bool = False) -> tuple[Figure
         axes.remove()
     panels = panels[: len(facets)]
     for axes, title in zip(panels, facets, strict=True):
-        # Three abreast, a title has room for so many letters.
-        short = textwrap.fill(title, 22) if abreast == MAX_ABREAST else title
+        short = textwrap.fill(title, letters) if abreast == MAX_ABREAST else title
         axes.set_title(short, fontsize=9.5)
     return figure, panels
 
