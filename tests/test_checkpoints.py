@@ -356,7 +356,7 @@ OTHER_VALUES: dict[str, Any] = {
     "condense.image_schedule": "constant",
     "condense.snapshots": [0],
     "condense.curvature.form": "ggn",
-    "condense.curvature.probes": "gradient",
+    "condense.curvature.probes": "rademacher",
     "condense.curvature.schedule": "linear_decay",
     **{f"condense.curvature.{name}": 2 for name in ("real_per_class", "iterations", "layers")},
     "condense.real_precision": "bfloat16",

@@ -209,20 +209,20 @@ class SettingsRead(ast.NodeVisitor):
         assert self._names.setdefault(name, key) == key, f"'{name}' holds two kinds of settings"
 
     def _assign(self, node: ast.Assign) -> None:
-        (target,) = node.targets
-        pairs = [(target, node.value)]
+        pairs = [(target, node.value) for target in node.targets]
+        target = node.targets[0]
         if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
             pairs = list(zip(target.elts, node.value.elts, strict=True))
         for name, value in pairs:
-            if isinstance(name, ast.Name):
+            if isinstance(name, ast.Name | ast.Attribute):
                 if isinstance(value, ast.Call) and ast.unparse(value.func) == "load_params":
-                    self._bind(name.id, "")
+                    self._bind(ast.unparse(name), "")
                 elif (key := self._key(value)) is not None and key not in KEYS:
-                    self._bind(name.id, key)
+                    self._bind(ast.unparse(name), key)
 
     def _key(self, node: ast.expr) -> str | None:
-        if isinstance(node, ast.Name):
-            return self._names.get(node.id)
+        if (held := self._names.get(ast.unparse(node))) is not None:  # also by self._params
+            return held
         if isinstance(node, ast.Attribute | ast.Subscript):
             base = self._key(node.value)
             if base is None:

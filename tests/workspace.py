@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
     "condense.image_learning_rate": 0.01,
     "condense.snapshots": [0, 2],
     "condense.curvature.weight": 0.001,
+    "condense.curvature.every": 1,
     "evaluate.networks": list(NETWORKS),
     "evaluate.epochs": 6,
     "evaluate.batch_size": 4,
