@@ -30,7 +30,7 @@ OF_COMPILATION = (
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave out what needs a GPU where there is none."""
+    """Leave out what needs a GPU where there is none; there, let the compiler's warnings pass."""
     if item.get_closest_marker("cuda"):
         missing = not torch.cuda.is_available()
         item.add_marker(pytest.mark.skipif(missing, reason="needs CUDA"))

@@ -252,7 +252,7 @@ def _apart(iterations: Sequence[int]) -> list[int]:
     # Those of the iterations whose numbers do not run into one another.
     kept = [iterations[-1]]
     for iteration in reversed(iterations[:-1]):
-        if math.sqrt(kept[-1]) - math.sqrt(iteration) > 0.11 * math.sqrt(iterations[-1]):
+        if math.sqrt(kept[-1]) - math.sqrt(iteration) > 0.14 * math.sqrt(iterations[-1]):
             kept.append(iteration)
     return kept[::-1]
 
