@@ -185,7 +185,7 @@ class Run:
             ranks: The processes.
             checkpoint: Where it goes on from after an interruption.
         """
-        settings = self._settings = params.condense
+        settings = params.condense
         self._params, self._steps, self._done = params, steps, done
         self._labels, self._class_names = labels, class_names
         self._ranks, self._checkpoint = ranks, checkpoint
@@ -224,7 +224,7 @@ class Run:
         self._checkpoint.offer(self._state)
 
     def _match(self, image_step: int) -> Matched:
-        settings, outer, done = self._settings, self._steps.outer, self._done
+        settings, outer, done = self._params.condense, self._steps.outer, self._done
         part = ((done.iteration - 1) * outer + image_step) / (settings.iterations * outer)
         factor = SCHEDULES[settings.image_schedule](part)
         self._optimiser.param_groups[0]["lr"] = settings.image_learning_rate * factor
@@ -236,8 +236,8 @@ class Run:
 
     def _train(self, image_step: int, k: int) -> Theta:
         # The network of set k on the set's images.
-        settings, steps, theta = self._settings, self._steps, self._done.thetas[k]
-        if not any(k in block.sets for block in steps.blocks):  # it has no use here
+        settings, steps, theta = self._params.condense, self._steps, self._done.thetas[k]
+        if not any(k in block.sets for block in steps.blocks):  # needed elsewhere
             return theta
         _, inner = self._params.loops
         return train(

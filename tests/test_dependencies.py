@@ -209,8 +209,8 @@ class SettingsRead(ast.NodeVisitor):
         assert self._names.setdefault(name, key) == key, f"'{name}' holds two kinds of settings"
 
     def _assign(self, node: ast.Assign) -> None:
-        pairs = [(target, node.value) for target in node.targets]
-        target = node.targets[0]
+        (target,) = node.targets
+        pairs = [(target, node.value)]
         if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
             pairs = list(zip(target.elts, node.value.elts, strict=True))
         for name, value in pairs:

@@ -37,6 +37,8 @@ SMALL: dict[str, Any] = {
     "condense.image_learning_rate": 0.01,
     "condense.snapshots": [0, 2],
     "condense.curvature.weight": 0.001,
+    "condense.curvature.probes": "rademacher",
+    "condense.curvature.real_per_class": "auto",
     "condense.curvature.every": 1,
     "evaluate.networks": list(NETWORKS),
     "evaluate.epochs": 6,

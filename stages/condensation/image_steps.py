@@ -75,17 +75,25 @@ class ImageSteps:
             image_step: In the iteration, from 0.
         """
         number = (iteration - 1) * self.outer + image_step
-        parts = [(block, self._of_block(block, images, thetas, number)) for block in self.blocks]
+        second = None if self._plan is None else self._plan.at(number)
+        parts = [
+            (block, self._of_block(block, images, thetas, second, number)) for block in self.blocks
+        ]
         return assemble(parts, images, self.counts)
 
     def _of_block(
-        self, block: Block, images: Tensor, thetas: Sequence[Theta], number: int
+        self,
+        block: Block,
+        images: Tensor,
+        thetas: Sequence[Theta],
+        second: Curvature | None,
+        number: int,
     ) -> Matched:
         # The image step of this number, from 0 in the run.
         (sets, classes), draws = block, self.draws
-        second = None if self._plan is None else self._plan.at(number)
-        num_probes = self._plan.num_probes if self._plan is not None and second is not None else 0
-        probes = [draws.probes(thetas[k], k, num_probes, number) for k in sets]
+        probes: list[list[Theta]] = [[] for _ in sets]
+        if second is not None and self._plan is not None and self._plan.num_probes:
+            probes = [draws.probes(thetas[k], k, self._plan.num_probes, number) for k in sets]
         place, following = self._place(number), None
         if number + 1 < self._iterations * self.outer:
             following = ("real", *self._place(number + 1))
