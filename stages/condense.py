@@ -185,6 +185,7 @@ class Run:
             ranks: The processes.
             checkpoint: Where it goes on from after an interruption.
         """
+        self._start = time.perf_counter() - done.seconds
         settings = params.condense
         self._params, self._steps, self._done = params, steps, done
         self._labels, self._class_names = labels, class_names
@@ -197,7 +198,6 @@ class Run:
         put_momentum(done.momentum, self._optimiser, {"images": self._images})
         first = sum(done.losses[0]) if done.losses else None
         self._watch = Watch(class_names, steps.counts, first)
-        self._start = time.perf_counter() - done.seconds
 
     def iterate(self, keep_good: Callable[[], str]) -> None:
         """Finish the iteration that it is at: image steps, with training of the networks between.

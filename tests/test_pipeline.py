@@ -449,8 +449,10 @@ def test_a_fresh_clone(finished: Repository, tmp_path: Path) -> None:
     assert clone.json("dvc", "plots", "show")["data"]
 
     # Data and tensors are in DVC's cache only; ceilings, curves and figures are in Git.
+    # The seconds, which `render` draws, may be the same to a hundredth.
     ran = clone.stages_run_by("dvc", "repro")
-    assert ran == ["prepare", "initialize", "condense", "render"]
+    drawn = ["render"] * ("results/condense/timing.csv" in clone.changed())
+    assert ran == ["prepare", "initialize", "condense", *drawn]
     seconds = {"accuracy.csv", "figures/seconds.png", "vector/seconds.pdf", *REPORT}
     seconds.add("condense/timing.csv")
     assert clone.changed() <= {"dvc.lock"} | {f"results/{name}" for name in seconds}
