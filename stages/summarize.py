@@ -8,6 +8,7 @@ Arms that have not been measured are left out, and named in tables.md.
 import argparse
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="its folder")
     folder: Path = parser.parse_args().study
     study = load_study(folder)
-    found = {key: read_cell(folder / f"cells/{key}") for key in study.arms}
-    cells = {key: cell for key, cell in found.items() if cell is not None}
+    cells = read_cells(study)
     if not cells:
         raise ValueError(f"{folder}: no arm has been measured")
     accuracies = summarise(study, cells)
@@ -63,6 +63,18 @@ def main() -> None:
     print(f"summarize: {folder.name}: {len(cells)} of {len(study.arms)} arms")
 
 
+def read_cells(study: Study) -> Cells:
+    """Return the arms that have been measured; without seconds where the panel is not timed."""
+    cells = {}
+    for key, arm in study.arms.items():
+        cell = read_cell(study.folder / f"cells/{key}")
+        if cell is not None:
+            untimed = arm.panel in study.untimed
+            seconds = cell.seconds.assign(seconds=math.nan) if untimed else cell.seconds
+            cells[key] = replace(cell, seconds=seconds)
+    return cells
+
+
 def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, Figure]:
     """Draw whatever the study has something to show for."""
     facets = {
@@ -74,7 +86,13 @@ def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, F
     drawn = {"final": final_accuracies(facets)}
     if accuracies["iteration"].nunique() > 1:
         drawn["accuracy"] = accuracy_curves(facets, "iteration")
-        drawn["seconds"] = accuracy_curves(facets, "seconds")
+        timed = {
+            title: tables
+            for title, tables in facets.items()
+            if any(table["seconds"].notna().any() for table in tables.values())
+        }
+        if timed:
+            drawn["seconds"] = accuracy_curves(timed, "seconds")
     of_losses = {}
     for panel, title in study.panels.items():
         arms = [arm for arm in study.of_panel(panel) if arm.key in cells]

@@ -1,6 +1,7 @@
 """A tiny study from its settings to its figures, by the stages' own scripts, in one process."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,22 @@ def test_tables_and_figures_tell_of_what_was_measured(folder: Path) -> None:
     for path in (folder / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width == 1170 and len(picture.convert("L").getcolors() or []) > 3
+
+
+def test_a_panel_that_is_not_timed_shows_no_seconds(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("figures"))
+    untimed = {**STUDY, "panels": {"mlp": {"title": "MLP", "timed": False}}}
+    (place / "params.yaml").write_text(yaml.safe_dump(untimed, sort_keys=False))
+    monkeypatch.setattr("sys.argv", ["summarize.py", str(place)])
+    summarize()
+    assert pd.read_csv(place / "summary.csv")["seconds"].isna().all()
+    assert {*pd.read_csv(place / "paired.csv")["by"]} == {"iteration"}
+    text = (place / "tables.md").read_text()
+    assert "Iterations to a mean accuracy of" in text and " s)" not in text and "nan" not in text
+    names = {path.stem for path in (place / "figures").glob("*.png")}
+    assert "accuracy" in names and "seconds" not in names
 
 
 def test_the_same_arm_gives_the_same_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "tune": {"extensions": 1, "settings": {"sets": 2}, "grid": {"seed": [1, 2]}},
     "panels": {
         "small": {"title": "Small", "order": 2},
-        "large": {"ipc": 9, "grid": {}, "tuning": {"ipc": 1}},
+        "large": {"ipc": 9, "grid": {}, "tuning": {"ipc": 1}, "timed": False},
     },
     "arms": {
         "small-noise": {"panel": "small"},
@@ -79,6 +79,7 @@ def test_settings_are_put_together_in_layers(tmp_path: Path) -> None:
     ]
     assert study.extensions == 1
     assert study.panels == {"small": "Small", "large": "large"}
+    assert study.untimed == {"large"}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,7 @@ def test_settings_are_put_together_in_layers(tmp_path: Path) -> None:
         ),
         ({"tune": {"grid": {"seed": [2, 1]}}}, r"seed: got \[2, 1\], takes a list of numbers"),
         ({"arms": {"a": {"panel": "huge"}}}, r"arms.a.panel: got huge, takes small \| large"),
+        ({"panels": {"a": {"timed": "no"}}}, "panels.a.timed: got 'no', takes true | false"),
         ({"arms": {"a": {}}}, "arms.a: panel: is missing"),
         ({"arms": {"a": None}}, "arms.a: got None, takes a section"),
     ],

@@ -27,8 +27,9 @@ def networks_of(cell: Cell) -> list[str]:
 def summarise(study: Study, cells: Cells) -> pd.DataFrame:
     """Return a row for each arm, network and iteration.
 
-    Columns: arm, panel, label, network, iteration, seconds (of one set's condensation until then),
-    loss (matching loss there, of all classes, mean over sets), and those of `summary`.
+    Columns: arm, panel, label, network, iteration, seconds (of one set's condensation until then;
+    missing in panels that are not timed), loss (matching loss there, of all classes, mean over
+    sets), and those of `summary`.
     """
     tables = []
     for arm, cell in _measured(study, cells):
@@ -69,6 +70,8 @@ def compare(study: Study, cells: Cells) -> pd.DataFrame:
             if ours.index[-1] != theirs.index[-1]:
                 found = differences(ours.iloc[-1].to_numpy(), theirs.iloc[-1].to_numpy())
                 rows.append({**named, "by": "last", "at": ours.index[-1], **_columns(found)})
+            if arm.panel in study.untimed:
+                continue
             times = _seconds(reference, theirs)
             values = at_seconds(ours, _seconds(cell, ours), times)
             for time, mine, other in zip(times, values, theirs.to_numpy(), strict=True):

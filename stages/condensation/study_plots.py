@@ -300,7 +300,9 @@ def _look(label: str, facets: Facets) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, facets: Facets, title: str) -> None:
+    # The figure becomes as high as the names need.
     labels = _labels(facets)
+    figure.set_figheight(max(figure.get_figheight(), 0.7 + 0.26 * len(labels)))
     handles = [Line2D([], [], **_look(label, facets), label=label) for label in labels]
     figure.legend(
         handles=handles,

@@ -24,7 +24,7 @@ Grid = Mapping[str, Sequence[float]]
 
 SECTIONS = ("title", "reference", "targets", "base", "tune", "panels", "arms", "published")
 OF_TUNE = ("extensions", "settings", "grid")
-OF_PANEL = ("title", "grid", "tuning")
+OF_PANEL = ("title", "grid", "tuning", "timed")
 OF_ARM = ("panel", "label", "grid")
 
 
@@ -59,6 +59,7 @@ class Study:
         reference: The label of the arm of each panel that the others are compared with.
         targets: Accuracies, in percent, that the time to reach is told of.
         panels: Key -> title.
+        untimed: The keys of panels whose seconds say nothing, as their arms shared the device.
         arms: By their keys.
         extensions: How often a grid is extended while the best value lies at its edge.
         published: Label -> network -> published mean and standard deviation, in percent.
@@ -69,6 +70,7 @@ class Study:
     reference: str | None
     targets: tuple[float, ...]
     panels: Mapping[str, str]
+    untimed: frozenset[str]
     arms: Mapping[str, Arm]
     extensions: int
     published: Mapping[str, Mapping[str, Sequence[float]]]
@@ -104,6 +106,11 @@ def load_study(folder: Path) -> Study:
     _check_keys(path, "tune", tune, OF_TUNE)
     tuning = tune.get("settings") or {}
     panels = {key: panel or {} for key, panel in values["panels"].items()}
+    for key, panel in panels.items():
+        if not isinstance(panel.get("timed", True), bool):
+            raise ValueError(
+                f"{path}: panels.{key}.timed: got {panel['timed']!r}, takes true | false"
+            )
     arms = {}
     for key, own in values["arms"].items():
         _check_keys(path, f"arms.{key}", own, needed=("panel",))
@@ -131,6 +138,7 @@ def load_study(folder: Path) -> Study:
         reference=values.get("reference"),
         targets=tuple(values.get("targets") or ()),
         panels={key: str(panel.get("title", key)) for key, panel in panels.items()},
+        untimed=frozenset(key for key, panel in panels.items() if not panel.get("timed", True)),
         arms=arms,
         extensions=tune.get("extensions", 0),
         published=values.get("published") or {},

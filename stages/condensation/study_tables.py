@@ -54,7 +54,9 @@ def study_blocks(
         if not part.empty:
             blocks.append(
                 Paragraph(
-                    "Iterations, and seconds of one set's condensation, to a mean accuracy of "
+                    "Iterations"
+                    + ("" if panel in study.untimed else ", and seconds of one set's condensation,")
+                    + " to a mean accuracy of "
                     + "; ".join(f"{target:g} %" for target in dict.fromkeys(part["target"]))
                     + " (between two that were evaluated, interpolated):"
                 )
@@ -109,7 +111,7 @@ def _accuracy_table(study: Study, cells: Cells, rows: pd.DataFrame) -> Table:
                 *cells_of_row,
                 f"{last['std']:.1f}",
                 f"{last['networks']:.0f} ({last['sets']:.0f})",
-                f"{last['seconds']:.1f}",
+                "" if math.isnan(last["seconds"]) else f"{last['seconds']:.1f}",
             ]
         )
         if study.published:
@@ -189,7 +191,8 @@ def _target_table(rows: pd.DataFrame) -> Table:
         values = []
         for target in targets:
             steps, seconds = found.loc[target, ["iterations", "seconds"]]
-            values.append("never" if pd.isna(steps) else f"{steps:.0f} ({seconds:.1f} s)")
+            time = "" if pd.isna(seconds) else f" ({seconds:.1f} s)"
+            values.append("never" if pd.isna(steps) else f"{steps:.0f}{time}")
         body.append([str(label), *values])
     return Table(["arm", *(f"{target:g} %" for target in targets)], body)
 
