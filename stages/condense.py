@@ -39,6 +39,7 @@ from condensation.image_steps import ImageSteps
 from condensation.matching import Curvature, Engine, Matched
 from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
+from condensation.normalisation import has_norm
 from condensation.params import Params, load_params, run_stage
 from condensation.precisions import PRECISIONS
 from condensation.progress import Progress
@@ -196,8 +197,7 @@ class Run:
             [self._images], lr=settings.image_learning_rate, momentum=settings.image_momentum
         )
         put_momentum(done.momentum, self._optimiser, {"images": self._images})
-        first = sum(done.losses[0]) if done.losses else None
-        self._watch = Watch(class_names, steps.counts, first)
+        self._watch = Watch(class_names, steps.counts, has_norm(steps.network.module))
 
     def iterate(self, keep_good: Callable[[], str]) -> None:
         """Finish the iteration that it is at: image steps, with training of the networks between.
@@ -269,10 +269,13 @@ class Run:
                 f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
                 f"condense.distance, order and condense.curvature.weight{keep_good()}"
             )
-        for warning in self._watch.look(iteration, total, still.bool(), images):
-            say(warning)
         done.good = images.clone()
         done.losses.append(total.mean(0).tolist())
+        first = sum(done.losses[0])
+        found = self._watch.look(iteration, total, first, still.bool(), images, done.warnings)
+        for warning in found:
+            say(warning.text)
+        done.warnings += found
         # Not where the last image step was without it.
         if self._params.order == 2 and curvature[1].any():
             done.curvature.append((iteration, *(value.mean().item() for value in curvature)))

@@ -85,6 +85,7 @@ def measure(study: Study, arm: Arm) -> None:
         "device": device_of(run),
         "versions": {"python": sys.version.split()[0], **{p: version(p) for p in packages}},
         "seconds": {
+            "initialize": run.seconds("initialize"),
             "condense": run.seconds("condense"),
             "condense_cpu": run.seconds("condense", "cpu_seconds"),
             "evaluate": run.seconds("evaluate"),

@@ -1,8 +1,10 @@
 """What stops a condensation, what is warned of once, and files that cannot be written."""
 
 import base64
+import csv
 import dataclasses
 import errno
+import json
 import os
 import re
 import resource
@@ -15,22 +17,33 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from condensation.artefacts import read_synthetic_set, write_synthetic_set
+from condensation.condensation_progress import Condensation
 from condensation.distances import DISTANCES
 from condensation.documents import Picture, to_html
 from condensation.files import check_writable, together, write_at_once, write_bytes
-from condensation.health import EXPLODED, FAR, Watch, all_finite, not_finite, without_gradient
+from condensation.health import (
+    EXPLODED,
+    FAR,
+    Warned,
+    Watch,
+    all_finite,
+    not_finite,
+    without_gradient,
+)
 from condensation.matching import match_class
 from condensation.networks import build_network, init_theta
+from condensation.normalisation import NORMS, has_norm
 from condensation.randomness import generator
+from condensation.states import State
 from render import read_table
 from workspace import make_workspace, outputs, run_here, run_stage
 
 NAMES = ("a", "b")
 COUNTS = (1, 2)
 IMAGES = torch.randn(1, 3, 1, 4, 4)
-NONE_ZERO = torch.zeros(1, 2, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -45,47 +58,72 @@ def test_what_is_not_finite_is_named(bad: float) -> None:
     assert all_finite({"w": IMAGES}) and not all_finite({"v": IMAGES, "w": images})
 
 
+class Looks:
+    """Looks at iterations of these classes one after another."""
+
+    def __init__(self, normalised: bool = True) -> None:
+        """Remember nothing yet."""
+        self._watch = Watch(NAMES, COUNTS, normalised)
+        self.said: list[Warned] = []
+
+    def __call__(
+        self, loss: float = 1.0, gradient: Tensor = IMAGES, images: Tensor = IMAGES
+    ) -> list[str]:
+        """Return what is said; the first iteration had a loss of 2."""
+        losses, zero = torch.tensor([[loss, 0.0]]), without_gradient(gradient, COUNTS)
+        found = self._watch.look(5, losses, 2.0, zero, images, self.said)
+        self.said += found
+        return [each.text for each in found]
+
+
 def test_an_exploding_loss_is_warned_of_once() -> None:
-    watch = Watch(NAMES, COUNTS, None)
-    said = [
-        watch.look(iteration, torch.tensor([[loss, 0.0]]), NONE_ZERO, IMAGES)
-        for iteration, loss in enumerate([2.0, 2 * EXPLODED, 3 * EXPLODED, 4 * EXPLODED], start=1)
-    ]
-    assert [len(lines) for lines in said] == [0, 0, 1, 0]
-    assert said[2][0].startswith("the matching loss of iteration 3 is 300, 2 at first; look at")
-    loss = torch.tensor([[3 * EXPLODED, 0.0]])
-    resumed = Watch(NAMES, COUNTS, 2.0).look(3, loss, NONE_ZERO, IMAGES)
-    assert resumed == said[2]
+    look = Looks()
+    assert look(2.0) == look(2 * EXPLODED) == []
+    (line,) = look(3 * EXPLODED)
+    assert line.startswith("the matching loss of iteration 5 is 300, 2 at first; look at")
+    assert look(4 * EXPLODED) == []
+    assert [(each.kind, each.classes) for each in look.said] == [("explosion", ())]
 
 
 def test_a_zero_gradient_is_warned_of_once_with_its_reason() -> None:
-    watch, loss = Watch(NAMES, COUNTS, None), torch.ones(1, 2)
-    gradient, images = IMAGES.clone(), IMAGES.clone()
-
-    def look(iteration: int) -> list[str]:
-        return watch.look(iteration, loss, without_gradient(gradient, COUNTS), images)
-
-    assert look(1) == []
+    look, gradient, images = Looks(), IMAGES.clone(), IMAGES.clone()
     gradient[:, 2] = 0  # one of the two images of b
-    assert look(1) == []
+    assert look(gradient=gradient, images=images) == []
     gradient[:, 1] = 0
-    (line,) = look(2)
-    assert "is zero at iteration 2 for the classes b: the network does not respond" in line
+    (line,) = look(gradient=gradient, images=images)
+    assert "is zero at iteration 5 for the classes b: the network does not respond" in line
     gradient[:, 0] = 0
     images[:, 0] = -0.4
-    (line,) = look(3)
-    assert "is zero at iteration 3 for the classes a: its images are constant" in line
-    assert look(4) == []
+    (line,) = look(gradient=gradient, images=images)
+    assert "is zero at iteration 5 for the classes a: its images are constant" in line
+    assert look(gradient=gradient, images=images) == []
+    kinds = [(each.kind, each.classes) for each in look.said]
+    assert kinds == [("no_gradient", ("b",)), ("no_gradient", ("a",))]
+
+
+def test_without_norms_constant_images_are_no_reason() -> None:
+    gradient, images = IMAGES.clone(), IMAGES.clone()
+    gradient[:, 0], images[:, 0] = 0, -0.4
+    (line,) = Looks(normalised=False)(gradient=gradient, images=images)
+    assert "the network does not respond to its images" in line
+    (line,) = Looks(normalised=False)(images=images * 2 * FAR)
+    assert "pixels are beyond" in line and "init" not in line
 
 
 def test_pixels_far_away_are_warned_of_once() -> None:
-    watch, loss, images = Watch(NAMES, COUNTS, None), torch.ones(1, 2), IMAGES.clone()
+    look, images = Looks(), IMAGES.clone()
     images[0, 2, 0, 0, 0] = -FAR  # the second image of b
-    assert watch.look(1, loss, NONE_ZERO, images) == []
+    assert look(images=images) == []
     images[0, 2, 0, 0, 0] = -2 * FAR
-    (line,) = watch.look(2, loss, NONE_ZERO, images)
-    assert line.startswith("pixels are beyond 1000 (normalised) at iteration 2 for the classes b;")
-    assert watch.look(3, loss, NONE_ZERO, images) == []
+    (line,) = look(images=images)
+    assert line.startswith("pixels are beyond 1000 (normalised) at iteration 5 for the classes b;")
+    assert "and at init" in line and look(images=images) == []
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_seen(norm: str) -> None:
+    network = build_network("convnet", (1, 16, 16), 2, {"width": 16, "depth": 2, "norm": norm})
+    assert has_norm(network.module) == (norm != "none")
 
 
 @pytest.mark.parametrize("pixel", [0.0, -0.42])
@@ -137,12 +175,40 @@ def test_a_zero_gradient_is_said_by_the_stage(
     initial.images[2:4] = 1e6
     write_synthetic_set(path, initial)
     run_here(folder, "condense", monkeypatch)
+    with (folder / "results/condense/warnings.csv").open() as file:
+        kept = [tuple(row.values()) for row in csv.DictReader(file)]
     compiled, far, line = capsys.readouterr().err.splitlines()
     assert far.startswith("condense: pixels are beyond 1000 (normalised) at iteration 1 for")
     assert compiled.startswith("condense: compile: ")
     assert line.startswith(
         "condense: the image gradient is zero at iteration 1 for the classes one"
     )
+    said = [text.removeprefix("condense: ") for text in (far, line)]
+    assert kept == [("1", "far", "one", said[0]), ("1", "no_gradient", "one", said[1])]
+
+
+def test_images_of_zeros_are_warned_of_by_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network with instance norms, each class by its name."""
+    folder = make_workspace(
+        tmp_path,
+        **{"network": "convnet", "init": "zeros", "order": 1, "condense.image_learning_rate": 1.0},
+    )
+    run_here(folder, "initialize", monkeypatch)
+    run_here(folder, "condense", monkeypatch)
+    with (folder / "results/condense/warnings.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} <= {"far", "no_gradient"}
+    assert {name for row in rows for name in row["classes"].split(", ")} == {"zero", "one", "two"}
+
+
+def test_what_was_said_is_known_after_an_interruption() -> None:
+    done = Condensation.begin(IMAGES, 2)
+    done.warnings = [Warned(3, "far", ("a", "b"), "far away"), Warned(4, "explosion", (), "up")]
+    state = done.state()
+    read = State(state.tensors, json.loads(json.dumps(state.record)))
+    assert Condensation.of(read, torch.device("cpu")).warnings == done.warnings
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def test_seconds_are_those_of_one_set(folder: Path) -> None:
     cell = read_cell(folder / "cells/mlp-noise")
     assert cell is not None
     both = pd.read_csv(folder / "cells/mlp-noise/seconds.csv")["seconds"]
-    assert cell.seconds["seconds"].tolist() == (both / 2).tolist()
+    initial = cell.record["seconds"]["initialize"]
+    assert initial > 0 and cell.seconds["seconds"].tolist() == ((both + initial) / 2).tolist()
 
 
 def test_tables_and_figures_tell_of_what_was_measured(folder: Path) -> None:
@@ -116,6 +117,22 @@ def test_tables_and_figures_tell_of_what_was_measured(folder: Path) -> None:
     for path in (folder / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width == 1170 and len(picture.convert("L").getcolors() or []) > 3
+
+
+def test_warnings_are_part_of_the_tables(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("figures"))
+    assert "Warnings" not in (place / "tables.md").read_text()
+    header = "iteration,kind,classes,warning\n"
+    rows = '3,far,"one, two",text\n5,far,zero,text\n4,explosion,,text\n'
+    (place / "cells/mlp-noise/warnings.csv").write_text(header + rows)
+    (place / "cells/mlp-mean/warnings.csv").unlink()  # as in cells of before they were kept
+    monkeypatch.setattr("sys.argv", ["summarize.py", str(place)])
+    summarize()
+    text = (place / "tables.md").read_text()
+    assert "| mlp-noise | pixels far from those of real images | 3 | 3 |" in text
+    assert "| mlp-noise | the matching loss explodes |  | 4 |" in text
 
 
 def test_a_panel_that_is_not_timed_shows_no_seconds(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from condensation.health import Warned
 from condensation.networks import Theta
 from condensation.states import State
 
@@ -29,6 +30,7 @@ class Condensation:
             finished.
         curvature: (iteration, Q, natural ratio, cosine) of each iteration with order 2; see
             `matching.Matched`.
+        warnings: What was warned of.
         snapshots: Iteration -> images (K, N, ch, h, w), as they were after it.
         timing: (iteration, seconds from the beginning to then), for each snapshot.
         seconds: Since the beginning, in all runs together.
@@ -43,6 +45,7 @@ class Condensation:
     total: Tensor
     losses: list[list[float]] = field(default_factory=list)
     curvature: list[tuple[float, ...]] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
     snapshots: dict[int, Tensor] = field(default_factory=dict)
     timing: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -81,6 +84,7 @@ class Condensation:
             "image_step": self.image_step,
             "losses": self.losses,
             "curvature": self.curvature,
+            "warnings": self.warnings,
             "timing": self.timing,
             "seconds": self.seconds,
         }
@@ -107,6 +111,7 @@ class Condensation:
             total=tensors["total"].to(device),
             losses=record["losses"],
             curvature=[tuple(row) for row in record["curvature"]],
+            warnings=[Warned(i, kind, tuple(c), text) for i, kind, c, text in record["warnings"]],
             snapshots={
                 int(name.removeprefix("snapshots/")): value
                 for name, value in tensors.items()

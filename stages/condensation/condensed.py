@@ -80,7 +80,7 @@ def write_sets(
 def write_curves(
     folder: Path, done: Condensation, class_names: tuple[str, ...], device: str
 ) -> None:
-    """Write the losses, what is known of the curvature term, and the seconds."""
+    """Write the losses, what is known of the curvature term, the warnings, and the seconds."""
     write_csv(
         folder / "loss.csv",
         ["iteration", "loss"],
@@ -99,6 +99,11 @@ def write_curves(
         folder / "curvature.csv",
         ["iteration", "curvature", "ratio", "cosine"],
         [(int(i), *(f"{value:.4g}" for value in values)) for i, *values in done.curvature],
+    )
+    write_csv(
+        folder / "warnings.csv",
+        ["iteration", "kind", "classes", "warning"],
+        [(i, kind, ", ".join(names), text) for i, kind, names, text in done.warnings],
     )
     write_csv(
         folder / "timing.csv",

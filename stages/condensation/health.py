@@ -4,6 +4,7 @@ Shapes: K = sets, C = classes, N = synthetic images, class after class, image = 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,63 +48,94 @@ def without_gradient(gradient: Tensor, counts: Sequence[int]) -> Tensor:
     return _all_of_class(gradient == 0, counts)
 
 
+class Warned(NamedTuple):
+    """What was warned of.
+
+    Attributes:
+        iteration: When.
+        kind: `explosion`, `far` or `no_gradient`.
+        classes: Their names; none where it is about all of them together.
+        text: What was said.
+    """
+
+    iteration: int
+    kind: str
+    classes: tuple[str, ...]
+    text: str
+
+
 class Watch:
-    """Looks at each iteration and returns each warning once."""
+    """Looks at each iteration and returns what has not been warned of."""
 
     def __init__(
-        self, class_names: tuple[str, ...], counts: Sequence[int], first: float | None
+        self, class_names: tuple[str, ...], counts: Sequence[int], normalised: bool
     ) -> None:
-        """Watch these classes; `first` is the loss of the first iteration if that is over."""
+        """Watch these classes, with their numbers of images, on a network with or without norms."""
         self._class_names = class_names
         self._counts = counts
-        self._first = first
-        self._exploded = False
-        self._far = torch.zeros(len(class_names), dtype=torch.bool)
-        self._without_gradient = torch.zeros(len(class_names), dtype=torch.bool)
+        self._normalised = normalised
 
-    def look(self, iteration: int, loss: Tensor, zero: Tensor, images: Tensor) -> list[str]:
+    def look(
+        self,
+        iteration: int,
+        loss: Tensor,
+        first: float,
+        zero: Tensor,
+        images: Tensor,
+        before: Sequence[Warned],
+    ) -> list[Warned]:
         """Return what there is to warn of.
 
         Args:
             iteration: For the text.
             loss: (K, C), the matching loss of each class.
+            first: That of the first iteration, of all classes.
             zero: (K, C), whether its derivative with respect to the images is zero.
             images: (K, N, ch, h, w).
+            before: What was warned of before: no class is warned of twice.
         """
         warnings = []
         total = float(loss.mean(0).sum())
-        if self._first is None:
-            self._first = total
-        if not self._exploded and total > EXPLODED * self._first > 0:
-            self._exploded = True
-            warnings.append(
-                f"the matching loss of iteration {iteration} is {total:.4g}, {self._first:.4g} at "
+        if total > EXPLODED * first > 0 and all(each.kind != "explosion" for each in before):
+            text = (
+                f"the matching loss of iteration {iteration} is {total:.4g}, {first:.4g} at "
                 "first; look at condense.image_learning_rate and condense.image_momentum"
             )
-        far = ~_all_of_class(images.detach().abs() <= FAR, self._counts).all(0).cpu() & ~self._far
-        if far.any():
-            self._far |= far
-            warnings.append(
+            warnings.append(Warned(iteration, "explosion", (), text))
+        far = ~_all_of_class(images.detach().abs() <= FAR, self._counts).all(0).cpu()
+        if names := self._new(far, "far", before):
+            text = (
                 f"pixels are beyond {FAR:g} (normalised) at iteration {iteration} for the classes "
-                f"{_names(far, self._class_names)}; look at condense.image_learning_rate, and at "
-                "init: an instance norm makes the gradient of images that are zeros explode"
+                f"{', '.join(names)}; look at condense.image_learning_rate"
             )
-        without = zero.any(0).cpu() & ~self._without_gradient
-        if without.any():
-            self._without_gradient |= without
+            if self._normalised:
+                text += (
+                    ", and at init: a normalisation makes the gradient of images that are zeros "
+                    "explode"
+                )
+            warnings.append(Warned(iteration, "far", names, text))
+        without = zero.any(0).cpu()
+        if self._new(without, "no_gradient", before):
             pixels = images.detach().flatten(3).cpu()
             same = pixels.amax(-1) == pixels.amin(-1)
-            constant = _all_of_class(same, self._counts).any(0)
+            constant = _all_of_class(same, self._counts).any(0) & self._normalised
             for found, reason in (
                 (without & constant, "its images are constant, which normalisation makes 0"),
                 (without & ~constant, "the network does not respond to its images (activation?)"),
             ):
-                if found.any():
-                    warnings.append(
+                if names := self._new(found, "no_gradient", before):
+                    text = (
                         f"the image gradient is zero at iteration {iteration} for the classes "
-                        f"{_names(found, self._class_names)}: {reason}"
+                        f"{', '.join(names)}: {reason}"
                     )
+                    warnings.append(Warned(iteration, "no_gradient", names, text))
         return warnings
+
+    def _new(self, found: Tensor, kind: str, before: Sequence[Warned]) -> tuple[str, ...]:
+        # The names of the classes of which it has not been said.
+        said = {name for each in before if each.kind == kind for name in each.classes}
+        names = zip(self._class_names, found.tolist(), strict=True)
+        return tuple(name for name, yes in names if yes and name not in said)
 
 
 def _all_of_class(true: Tensor, counts: Sequence[int]) -> Tensor:

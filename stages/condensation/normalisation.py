@@ -101,3 +101,10 @@ NORMS: dict[str, Norm] = {
     "group": group_norm,
     "none": no_norm,
 }
+
+
+def has_norm(module: nn.Module) -> bool:
+    """Return whether any of its layers normalises."""
+    return any(
+        isinstance(layer, BatchNorm | nn.GroupNorm | nn.LayerNorm) for layer in module.modules()
+    )

@@ -2,9 +2,9 @@
 
 `tuning/<arm>.csv`   a row for each point that was tried; `chosen` marks the one that was taken
 `cells/<arm>/`       record.json (settings, commit, device, versions, seconds), the tables
-                     accuracy.csv, loss.csv, seconds.csv and curvature.csv as the stages wrote them,
-                     and images.png: the first image of each class at the start, half way, at the
-                     end
+                     accuracy.csv, loss.csv, seconds.csv, curvature.csv and warnings.csv as the
+                     stages wrote them, and images.png: the first image of each class at the start,
+                     half way, at the end
 
 Shapes: C = classes, image = (ch, h, w).
 """
@@ -32,6 +32,7 @@ TABLES = {
     "loss.csv": "results/condense/loss.csv",
     "seconds.csv": "results/condense/timing.csv",
     "curvature.csv": "results/condense/curvature.csv",
+    "warnings.csv": "results/condense/warnings.csv",
 }
 """A table of a cell -> the stages' file that it is."""
 
@@ -49,8 +50,10 @@ class Cell:
         record: Settings, commit, device and so on.
         accuracy: The columns network, iteration, set, index, accuracy (percent).
         loss: iteration, loss.
-        seconds: iteration, seconds (of one set's condensation until then).
+        seconds: iteration, seconds (of one set until then, its initial images included; the
+            earliest cells, which did not note how long these took, are without them).
         curvature: iteration, curvature, ratio, cosine; empty with order 1.
+        warnings: iteration, kind, classes, warning; empty where they were not kept.
         images: (3, C, ch, h, w) uint8: at the start, half way, at the end.
     """
 
@@ -59,6 +62,7 @@ class Cell:
     loss: pd.DataFrame
     seconds: pd.DataFrame
     curvature: pd.DataFrame
+    warnings: pd.DataFrame
     images: np.ndarray
 
 
@@ -175,12 +179,15 @@ def read_cell(folder: Path) -> Cell | None:
         return None
     record = json.loads((folder / "record.json").read_text())
     seconds = pd.read_csv(folder / "seconds.csv")[["iteration", "seconds"]]
+    seconds["seconds"] += record["seconds"].get("initialize", 0.0)
+    warnings = folder / "warnings.csv"
     return Cell(
         record=record,
         accuracy=pd.read_csv(folder / "accuracy.csv"),
         loss=pd.read_csv(folder / "loss.csv"),
         seconds=seconds.assign(seconds=seconds["seconds"] / record["settings"]["sets"]),
         curvature=pd.read_csv(folder / "curvature.csv"),
+        warnings=pd.read_csv(warnings) if warnings.exists() else pd.DataFrame(),
         images=decode_images((folder / "images.png").read_bytes()),
     )
 

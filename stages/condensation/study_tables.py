@@ -10,6 +10,13 @@ from condensation.study_comparison import Cells
 from condensation.study_records import describe, is_at_edge
 from condensation.study_settings import Study
 
+KINDS = {
+    "explosion": "the matching loss explodes",
+    "far": "pixels far from those of real images",
+    "no_gradient": "no gradient with respect to the images",
+}
+"""What the kinds of `health.Warned` are."""
+
 
 def study_blocks(
     study: Study,
@@ -62,7 +69,7 @@ def study_blocks(
                 )
             )
             blocks.append(_target_table(part))
-    return blocks
+    return blocks + _warning_blocks(study, cells)
 
 
 def facet_title(study: Study, panel: str, network: str, accuracies: pd.DataFrame) -> str:
@@ -117,7 +124,8 @@ def _accuracy_table(study: Study, cells: Cells, rows: pd.DataFrame) -> Table:
         if study.published:
             published = study.published.get(str(last["label"]), {}).get(str(last["network"]))
             body[-1].append("{} ± {}".format(*published) if published else "")
-    header = ["arm", "tuned", *map(str, iterations), "std", "networks (sets)", "seconds"]
+    header = ["arm", "tuned", *map(str, iterations), "std", "networks (sets) at the last"]
+    header.append("seconds")
     return Table(header + ["published"] * bool(study.published), body)
 
 
@@ -181,6 +189,27 @@ def _with_spread(row: pd.Series) -> str:
     if not math.isnan(row["between"]):
         text += "; {between:.1f} between sets, {within:.1f} within one".format(**row)
     return text + ")"
+
+
+def _warning_blocks(study: Study, cells: Cells) -> list[Block]:
+    # What `condense` warned of: a row for each arm and kind.
+    rows = []
+    for key, cell in cells.items():
+        if not cell.warnings.empty:
+            for kind, of_kind in cell.warnings.groupby("kind", sort=False):
+                classes = of_kind["classes"].dropna().str.split(", ").explode().nunique()
+                first = of_kind["iteration"].min()
+                rows.append(
+                    [
+                        study.arms[key].key,
+                        KINDS[str(kind)],
+                        f"{classes}" * (classes > 0),
+                        f"{first}",
+                    ]
+                )
+    text = "In full in cells/<arm>/warnings.csv, for arms that were measured since these are kept."
+    table = Table(["arm", "what", "classes", "from iteration"], rows)
+    return [Heading("Warnings of `condense`"), Paragraph(text), table] if rows else []
 
 
 def _target_table(rows: pd.DataFrame) -> Table:
