@@ -60,7 +60,7 @@ def tune(study: Study, arm: Arm) -> None:
         print(f"study: {describe(values)}: {score.accuracy}% (n = {score.n} sets)", flush=True)
         return score
 
-    found = search(arm.grid, study.extensions, attempt) if arm.grid else Search([], {}, [])
+    found = search(arm.grid, arm.extensions, attempt) if arm.grid else Search([], {}, [])
     write_tuning(study.folder / f"tuning/{arm.key}.csv", found)
     for run in runs:
         run.remove()

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "tune": {"extensions": 1, "settings": {"sets": 2}, "grid": {"seed": [1, 2]}},
     "panels": {
         "small": {"title": "Small", "order": 2},
-        "large": {"ipc": 9, "grid": {}, "tuning": {"ipc": 1}, "timed": False},
+        "large": {"ipc": 9, "grid": {}, "tuning": {"ipc": 1}, "timed": False, "extensions": 0},
     },
     "arms": {
         "small-noise": {"panel": "small"},
@@ -77,7 +77,7 @@ def test_settings_are_put_together_in_layers(tmp_path: Path) -> None:
     assert [arm.tuning for arm in study.arms.values()] == [{"sets": 2}] * 2 + [
         {"sets": 2, "ipc": 1}
     ]
-    assert study.extensions == 1
+    assert [arm.extensions for arm in study.arms.values()] == [1, 1, 0]
     assert study.panels == {"small": "Small", "large": "large"}
     assert study.untimed == {"large"}
 

@@ -24,7 +24,7 @@ Grid = Mapping[str, Sequence[float]]
 
 SECTIONS = ("title", "reference", "targets", "base", "tune", "panels", "arms", "published")
 OF_TUNE = ("extensions", "settings", "grid")
-OF_PANEL = ("title", "grid", "tuning", "timed")
+OF_PANEL = ("title", "grid", "extensions", "tuning", "timed")
 OF_ARM = ("panel", "label", "grid")
 
 
@@ -38,6 +38,7 @@ class Arm:
         label: What the figures call it.
         settings: All that differ from the repository's params.yaml.
         grid: What is tuned on the validation split; empty where nothing is.
+        extensions: How often the grid is extended while the best value lies at its edge.
         tuning: Settings of the runs of its tuning beside these; always on the validation split.
     """
 
@@ -46,6 +47,7 @@ class Arm:
     label: str
     settings: Settings
     grid: Grid
+    extensions: int
     tuning: Settings
 
 
@@ -61,7 +63,6 @@ class Study:
         panels: Key -> title.
         untimed: The keys of panels whose seconds say nothing, as their arms shared the device.
         arms: By their keys.
-        extensions: How often a grid is extended while the best value lies at its edge.
         published: Label -> network -> published mean and standard deviation, in percent.
     """
 
@@ -72,7 +73,6 @@ class Study:
     panels: Mapping[str, str]
     untimed: frozenset[str]
     arms: Mapping[str, Arm]
-    extensions: int
     published: Mapping[str, Mapping[str, Sequence[float]]]
 
     def arm(self, key: str) -> Arm:
@@ -124,9 +124,9 @@ def load_study(folder: Path) -> Study:
             _check_grid(f"{path}: grid of arms.{key}: {tuned}", tried)
         label = str(own.get("label", key.removeprefix(f"{name}-")))
         settings = {setting: value for layer in layers for setting, value in layer.items()}
-        arms[key] = Arm(
-            key, name, label, settings, grid, {**tuning, **panels[name].get("tuning", {})}
-        )
+        extensions = panels[name].get("extensions", tune.get("extensions", 0))
+        own_tuning = {**tuning, **panels[name].get("tuning", {})}
+        arms[key] = Arm(key, name, label, settings, grid, extensions, own_tuning)
         split = arms[key].tuning.get("split", "validation")
         if split != "validation":
             raise ValueError(
@@ -140,7 +140,6 @@ def load_study(folder: Path) -> Study:
         panels={key: str(panel.get("title", key)) for key, panel in panels.items()},
         untimed=frozenset(key for key, panel in panels.items() if not panel.get("timed", True)),
         arms=arms,
-        extensions=tune.get("extensions", 0),
         published=values.get("published") or {},
     )
 
