@@ -111,7 +111,7 @@ def baseline(
                 f"baseline.{name}.learning_rate, baseline.momentum and baseline.weight_decay"
             )
         some = torch.randperm(len(images), generator=generator(*stream, "batch norm"))
-        frozen = freeze_statistics(network, theta, images[some[:BATCH_NORM_IMAGES].to(device)])
+        frozen = freeze_statistics(network, theta, images[some[:BATCH_NORM_IMAGES]])
         return accuracy(theta, frozen, scored, scored_labels)
 
     start = time.perf_counter()

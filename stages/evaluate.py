@@ -5,6 +5,7 @@ images that are scored.
 """
 
 import itertools
+import math
 import statistics
 import time
 from pathlib import Path
@@ -267,8 +268,7 @@ def write_results(
             (
                 name,
                 i,
-                f"{statistics.fmean(values):.2f}",
-                spread(values),
+                *mean_and_spread(values),
                 len(values),
                 ceiling,
             )
@@ -285,9 +285,10 @@ def write_results(
             by_set.setdefault(task.set, []).append(value)
     of_sets = spread_of_sets(list(by_set.values()))
     mean = statistics.fmean(final)
+    retained = round(100 * mean / ceiling, 2) if ceiling else None
     record = {
         "accuracy": round(mean, 2),
-        "retained": round(100 * mean / ceiling, 2),
+        "retained": retained,
         "std": standard_deviation(final),
         "n": len(final),
         "sets": len(by_set),
@@ -296,16 +297,21 @@ def write_results(
     if len(by_set) > 1:  # of one set, the spread is within it
         record |= {"std_between_sets": of_sets.between, "std_within_sets": of_sets.within}
     write_json(results / "metrics.json", {name: record})
-    print(
-        f"evaluate {name}: {mean:.2f}% (n = {len(final)}, protocol {protocol}), "
-        f"{record['retained']}% of the ceiling {ceiling}%"
+    part = (
+        f"the ceiling is {ceiling}%"
+        if retained is None
+        else f"{retained}% of the ceiling {ceiling}%"
     )
+    print(f"evaluate {name}: {mean:.2f}% (n = {len(final)}, protocol {protocol}), {part}")
 
 
 def write_classes(
     results: Path, name: str, class_names: tuple[str, ...], confusions: list[Tensor]
 ) -> None:
-    """Write what the final networks take for what (C, C each), and each class's accuracy."""
+    """Write what the final networks take for what (C, C each), and each class's accuracy.
+
+    A class without images, which a validation part may have, has no accuracy and no spread.
+    """
     shared = torch.stack(confusions).double()
     by_class = class_accuracy(shared)
     write_csv(
@@ -321,10 +327,17 @@ def write_classes(
         results / "classes.csv",
         ["network", "class", "accuracy", "std", "n"],
         [
-            (name, true, f"{statistics.fmean(values):.2f}", spread(values), len(values))
+            (name, true, *mean_and_spread(values), len(values))
             for true, values in zip(class_names, by_class.T.tolist(), strict=True)
         ],
     )
+
+
+def mean_and_spread(values: list[float]) -> tuple[str, str]:
+    """Mean and sample standard deviation as texts; nothing of values that are not known (NaN)."""
+    if any(map(math.isnan, values)):
+        return "", ""
+    return f"{statistics.fmean(values):.2f}", spread(values)
 
 
 def spread(values: list[float]) -> str:

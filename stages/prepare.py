@@ -57,7 +57,10 @@ def main() -> None:
     """
     params = load_params(Path("params.yaml"))
     settings = params.prepare
-    print(f"prepare: {params.dataset}; CPU; a few seconds", flush=True)
+    print(
+        f"prepare: {params.dataset}; CPU; seconds, or minutes for a download or many picture files",
+        flush=True,
+    )
     folder = None if settings.raw is None else Path(settings.raw)
     raw = read_raw(params.dataset, folder, settings.image_size, settings.seed)
     validation_index = draw_validation(

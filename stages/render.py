@@ -32,7 +32,7 @@ CURVE = ("network", "iteration", "accuracy", "std", "n", "ceiling")
 CLASSES = ("accuracy", "std", "n")
 CONFUSION = ("predicted", "count")
 BASELINE = ("ceiling", "ceiling_n")
-EVALUATE = ("accuracy", "retained", "n")
+EVALUATE = ("accuracy", "n")
 """What is needed of each file."""
 
 

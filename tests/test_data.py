@@ -12,7 +12,9 @@ from condensation.datasets import (
     Dataset,
     load_scoring,
     load_training,
+    require_images,
     sample_class,
+    shortages,
     write_prepared,
 )
 from condensation.idx_datasets import MNIST_FILES
@@ -69,6 +71,28 @@ def test_prepared_data_comes_back(tmp_path: Path, tiny_dataset: Dataset) -> None
     together = torch.cat([part.images, held_out.images]).flatten(1)
     everything = tiny_dataset.images.flatten(1)
     assert sorted(together.tolist()) == sorted(everything.tolist())
+
+
+def test_an_empty_validation_part_is_refused(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    write_prepared(tmp_path, tiny_dataset, tiny_dataset, torch.arange(0))
+    assert len(load_training(tmp_path, "test").labels) == 21
+    for load in (load_training, load_scoring):
+        with pytest.raises(ValueError, match="^split: got validation, .*no class has two"):
+            load(tmp_path, "validation")
+
+
+def test_all_classes_that_are_too_small_are_named(tiny_dataset: Dataset) -> None:
+    require_images(tiny_dataset, [5, 7, 9])
+    with pytest.raises(ValueError) as caught:
+        require_images(tiny_dataset, [6, 7, 10])
+    assert str(caught.value) == (
+        "class 'zero': has 5 images, fewer than the 6 asked for; "
+        "class 'two': has 9 images, fewer than the 10 asked for"
+    )
+    many = dataclasses.replace(tiny_dataset, class_names=(*"abcdefghijklmnopqrstuvwxyz",))
+    assert shortages(many, [100] * 26).endswith(
+        "'t': has 0 images, fewer than the 100 asked for; and 6 more"
+    )
 
 
 def test_validation_part_keeps_most_of_a_small_class() -> None:

@@ -150,6 +150,13 @@ def test_the_report_tells_the_spread_of_several_sets(tmp_path: Path) -> None:
     assert "| `mlp` | 73.2 ± 1.5 (n = 4) | 2 | 0.40 |  | 99.00 (n = 1) | 74.0 % |" in text
 
 
+def test_what_is_not_known_is_left_out_of_the_report(tmp_path: Path) -> None:
+    metrics = {"ceiling": 0.0, "retained": None}
+    text = to_markdown("Title", report("data/condensed", tmp_path, metrics), tmp_path)
+    assert "| `mlp` | 73.2 ± 1.5 (n = 4) | 0.00 (n = 1) |  |" in text
+    assert spread_text(float("nan"), float("nan"), 4) == spread_text(None, None, 4) == ""
+
+
 def test_the_report_says_where_images_from_elsewhere_are_from(tmp_path: Path) -> None:
     text = to_markdown("Title", report("data/others/res.pt", tmp_path), tmp_path)
     assert "`data/others/res.pt`, which were made elsewhere" in text

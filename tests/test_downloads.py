@@ -193,6 +193,14 @@ def test_cifar(unpacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     message = "are not all there as published" if unpacked else "is not the published file"
     with pytest.raises(ValueError, match=message):
         cifar.read_cifar10(tmp_path)
+    if unpacked:
+        with pytest.raises(
+            ValueError, match=r"without that folder, cifar\.tar\.gz is taken, and d"
+        ):
+            cifar.read_cifar10(tmp_path)
+        (tmp_path / file.name).write_bytes(archive.getvalue())
+        again = cifar.read_cifar10(tmp_path)
+        assert torch.equal(again.train_images, raw.train_images), "of the archive beside it"
 
 
 def test_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from condensation.distances import DISTANCES
 from condensation.draws import Draws
 from condensation.matching import Curvature, Engine, MatchingStep, make_matching_step
 from condensation.randomness import generator
+from condensation.real_images import RealImages
 from condensation.stacked import one_gradient
 from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
 
@@ -117,6 +118,28 @@ def test_a_training_step_asks_the_device_for_nothing(augmentation: str) -> None:
             gradient(stacked, shown, labels)
 
 
+def from_the_host(dataset: Dataset, device: torch.device) -> Batches:
+    """Return batches of images that have no room on the device."""
+    return Batches(
+        [RealImages(dataset, device, on_device=False)],
+        [dataset.labels.to(device)],
+        [generator(0, "training")],
+        epochs=4,
+        batch_size=4,
+        augmentation=None,
+    )
+
+
+def test_training_on_images_in_the_host_s_memory_asks_the_device_for_nothing(
+    tiny_dataset: Dataset,
+) -> None:
+    """Nor for the index of the images: it stays where they are."""
+    batches = from_the_host(tiny_dataset, META)
+    with Watch():
+        found = [(shown.device, labels.device) for shown, labels in batches.steps()]
+    assert found == [(META, META)] * batches.total
+
+
 def test_what_waits_is_noticed() -> None:
     with pytest.raises(AssertionError, match="the host waits"), Watch():
         torch.ones(3).to(META)
@@ -165,3 +188,12 @@ def test_on_cuda_the_profiler_sees_no_wait(
     assert waits(draw, cuda, WAITS) == set()
     drawn = draw()
     assert waits(lambda: match(drawn), cuda, (*WAITS, *NUMBERS)) == set()
+
+
+@pytest.mark.cuda
+def test_on_cuda_batches_from_the_host_s_memory_come_without_a_wait(tiny_dataset: Dataset) -> None:
+    cuda = torch.device("cuda")
+    steps = from_the_host(tiny_dataset, cuda).steps()
+    for _ in range(3):
+        next(steps)
+    assert waits(lambda: next(steps), cuda, WAITS) == set()

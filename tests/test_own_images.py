@@ -1,6 +1,7 @@
 """One's own images: folders by class and `.npz` files, and what is said of broken ones."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from condensation.artefacts import read_synthetic_set
 from condensation.own_images import read_own_images
 from condensation.randomness import generator
+from condensation.raw_data import read_raw
 from workspace import run_here, write_params
 
 SIZES = {"ant": 12, "bee": 3, "cat": 5}
@@ -115,6 +117,12 @@ def test_an_npz_file(shape: tuple[int, ...], tmp_path: Path) -> None:
     assert np.array_equal(pixels, images) and raw.train_labels.dtype == torch.int64
 
 
+def test_names_of_an_npz_file_may_be_bytes(tmp_path: Path) -> None:
+    names = np.array(["blüte", "cat"])
+    path = make_arrays(tmp_path / "own.npz", class_names=np.char.encode(names, "utf-8"))
+    assert read_own_images(path, None, 0).class_names == ("blüte", "cat")
+
+
 def test_an_npz_file_without_names_and_test_part(tmp_path: Path) -> None:
     raw = read_own_images(make_arrays(tmp_path / "own.npz"), None, 0)
     assert raw.class_names == ("0", "1") and raw.test_labels.bincount().tolist() == [1, 1]
@@ -136,7 +144,7 @@ def single_array() -> bytes:
 BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image": (
         lambda folder: (folder / "train/ant/note.txt").write_text("no image"),
-        r"train/ant/note\.txt: cannot be read \(cannot identify",
+        r"train/ant/note\.txt: cannot be read \(it is no picture that Pillow can read\)",
     ),
     "truncated": (
         lambda folder: truncate(folder / "train/bee/01.png"),
@@ -159,7 +167,7 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"train/ant/more: is a folder in a class",
     ),
     "unknown class": (
-        lambda folder: (folder / "test/dog").mkdir(parents=True),
+        lambda folder: (make_folder(folder, "test") / "test/dog").mkdir(),
         r"test/dog: is no class; train has ant, bee, cat",
     ),
 }
@@ -186,6 +194,26 @@ def test_all_that_is_wrong_in_a_folder_is_named_at_once(tmp_path: Path) -> None:
     assert len(lines) == len(BROKEN_FOLDERS)
     for _, message in BROKEN_FOLDERS.values():
         assert sum(re.match(f"  {message}", line) is not None for line in lines) == 1
+
+
+def test_a_class_that_is_too_small_is_named_with_all_that_is_wrong(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    truncate(tmp_path / "train/bee/01.png")
+    (tmp_path / "train/dog").mkdir()
+    with pytest.raises(ValueError) as caught:
+        read_own_images(tmp_path, None, 0)
+    _, broken, small = str(caught.value).splitlines()
+    assert broken.startswith("  train/bee/01.png: cannot be read (")
+    assert small.startswith("  class 'dog' has 0 training images, takes at least 2")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b" "])
+def test_a_name_that_cannot_be_written_is_refused(name: bytes, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    os.rename(tmp_path / "train/cat", os.fsencode(tmp_path / "train") + b"/" + name)
+    with pytest.raises(ValueError, match=r"its name has to be text \(UTF-8\)") as caught:
+        read_own_images(tmp_path, None, 0)
+    assert len(str(caught.value).encode().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +270,40 @@ def test_classes_with_too_few_images(
             {"test_images": picture("t", 2, 8, 8, 3), "test_labels": np.array([0, 2])},
             r"test_labels: that of image 1 is 2, no class from 0 to 1",
         ),
-        ({"labels": np.array([None] * 10)}, r"it cannot be read \(.*pickle"),
+        ({"labels": np.array([None] * 10)}, r"labels: cannot be read \(.*pickle"),
+        (
+            {"class_names": np.array(["a", "b"], object), "labels": np.array([None] * 10)},
+            r"labels: cannot be read \(.*pickle.*\n  class_names: cannot be read \(.*pickle",
+        ),
+        (
+            {"images": np.zeros((0, 8, 8), np.uint8), "labels": np.zeros(0, np.int64)},
+            r"images: there are none$",
+        ),
+        (
+            {"test_images": np.zeros((0, 8, 8, 3), np.uint8), "test_labels": np.zeros(0)},
+            r"test_images: there are none$",
+        ),
+        ({"labels": np.array(1)}, r"labels: are int64 one number, take one whole number"),
+        (
+            {"class_names": np.array("ab")},
+            r"class_names: are <U2 one number, take one text for each class$",
+        ),
+        ({"class_names": np.array([["a", "b"]])}, r"class_names: are <U1 1 x 2, take one text"),
+        ({"class_names": np.array([0.5, 1.5])}, r"class_names: are float64 2, take one text for"),
+        ({"class_names": np.array([], "U1")}, r"class_names: are <U1 0, take one text for each"),
+        ({"class_names": np.array(["a", ""])}, r"class_names: class '': its name has to be text"),
+        (
+            {"class_names": np.array(["a\nb", "c"])},
+            r"class_names: class 'a\\nb': its name has to be text \(UTF-8\), neither empty",
+        ),
+        (
+            {"class_names": np.array([b"caf\xe9", b"b"])},
+            r"class_names: are bytes that are not UTF-8 \(",
+        ),
+        (
+            {"images": np.zeros((10, 8, 8)), "class_names": np.array(["a", "b", "c"])},
+            r"images: are float64 .*\n  class 'c' has 0 training images",
+        ),
     ],
 )
 def test_what_is_wrong_in_an_npz_file_is_named(
@@ -259,6 +320,40 @@ def test_a_damaged_npz_file_is_named(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"own\.npz cannot be used:\n  it cannot be read \("):
         read_own_images(path, None, 0)
+
+
+def test_photographs_lie_as_they_are_looked_at(tmp_path: Path) -> None:
+    """Half of them were taken with the camera on its side."""
+    make_folder(tmp_path, shape=(6, 8, 3))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for file in (tmp_path / "train").glob("*/*[02468].png"):
+        Image.fromarray(picture(file.name, 8, 6, 3)).save(file, exif=turned)
+    assert read_own_images(tmp_path, None, 0).train_images.shape[1:] == (3, 6, 8)
+
+
+def test_grey_images_with_transparency_stay_grey(tmp_path: Path) -> None:
+    make_folder(tmp_path, shape=(8, 8, 2))
+    assert read_own_images(tmp_path, None, 0).train_images.shape[1:] == (1, 8, 8)
+
+
+def test_a_channel_of_one_value_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no standard deviation to be normalised by."""
+    write_params(tmp_path, {"dataset": "./own.npz"})
+    (tmp_path / "data").mkdir()
+    images = picture("images", 10, 8, 8, 3)
+    images[..., 1] = 7
+    make_arrays(tmp_path / "data/own.npz", images=images)
+    with pytest.raises(
+        ValueError, match=r"^dataset: got \./own\.npz; all pixels of a channel have"
+    ):
+        run_here(tmp_path, "prepare", monkeypatch)
+    assert not (tmp_path / "data/prepared").exists()
+
+
+def test_a_folder_of_raw_files_is_refused_beside_one_s_own_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^prepare\.raw: got raw, takes auto .* \(\./own\)$"):
+        read_raw("./own", Path("raw"), None, 0)
 
 
 def test_what_is_neither_folder_nor_npz(tmp_path: Path) -> None:

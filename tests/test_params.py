@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from condensation.params import Params, load_params, registry_names, run_stage
+from condensation.settings_files import SettingsLoader
 from conftest import ROOT
 
 DEFAULTS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -40,6 +41,12 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("ipc", {}, "ipc: got {}, takes a whole number from 1, or one for each class by its name"),
     ("ipc", {"a": 1, "b": 0}, "ipc.b: got 0, takes a whole number from 1"),
     ("ipc", {"a": "x"}, "ipc.a: got 'x', takes a whole number from 1"),
+    (
+        "ipc",
+        {7: 3, "NA": 5},
+        "ipc: got the keys 7, NA, of which 7 is no text for DVC; takes all texts or all numbers: w",
+    ),
+    ("ipc", {"leaf": 1, None: 2}, "of which null is no text for DVC"),
     ("ipc_shares", "half", "ipc_shares: got 'half', takes equal | proportional"),
     ("order", 3, "order: got 3, takes 1 | 2"),
     ("order", "2", "order: got '2', takes 1 | 2"),
@@ -213,17 +220,35 @@ def test_a_users_mistake_ends_a_stage_with_one_line_and_status_1(
     assert caught.value.code == "condense: seed: is missing"  # printed to stderr, status 1
 
 
+def test_too_little_memory_is_one_line_that_names_what_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def main() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("sys.argv", ["stages/prepare.py"])
+    with pytest.raises(SystemExit, match=r"^prepare: there is not enough .*prepare\.image_size"):
+        run_stage(main)
+
+
 def test_a_number_for_each_class(tmp_path: Path) -> None:
     """Names of classes are texts as they are written, also 7 and no; the loops take the mean."""
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text()
     assert "\nipc: 1 " in text
-    path.write_text(text.replace("\nipc: 1 ", "\nipc: {7: 1, no: 40, 2: 4} "))
+    path.write_text(text.replace("\nipc: 1 ", "\nipc: {'7': 1, no: 40, '2': 4} "))
     params = load_params(path)
     assert params.ipc == {"7": 1, "no": 40, "2": 4}
+    path.write_text(text.replace("\nipc: 1 ", "\nipc: {7: 1, 010: 40, 2.5: 4} "))
+    assert load_params(path).ipc == {"7": 1, "010": 40, "2.5": 4}
     assert params.loops == load(tmp_path, {"ipc": 15}).loops
     with pytest.raises(ValueError, match="ipc_shares: got proportional with a number for each"):
         load(tmp_path, {"ipc": {"a": 2}, "ipc_shares": "proportional"})
+
+
+def test_a_section_that_takes_over_another_has_texts_for_keys() -> None:
+    text = "a: &a {x: 1}\nb: {<<: *a, y: 2}"
+    assert yaml.load(text, SettingsLoader)["b"] == {"x": 1, "y": 2}
 
 
 @pytest.mark.parametrize("written", ["auto", "on", "off"])

@@ -321,30 +321,35 @@ OWN_CLASSES = {"7": 24, "NA": 9, "a, b": 5, "leaf": 3, "sky": 2}
 
 
 def test_own_colour_images_in_unbalanced_classes(repository: Repository, tmp_path: Path) -> None:
-    """From a folder to the report, without a word of theirs in the repository."""
+    """From a folder to the report, without a word of theirs in the repository.
+
+    With a number of synthetic images for each class, and in a folder that DVC wants quotes for.
+    """
+    folder = tmp_path / "blüten (alt), 2"
     draw = generator(0, "own images")
     for label, (name, count) in enumerate(OWN_CLASSES.items()):
-        (tmp_path / "train" / name).mkdir(parents=True)
+        (folder / "train" / name).mkdir(parents=True)
         for number in range(count):
             pixels = torch.randint(0, 128, (14, 14, 3), generator=draw)
             pixels[:, :, label % 3] += 20 * label
             picture = Image.fromarray(pixels.byte().numpy())
-            picture.save(tmp_path / "train" / name / f"{number}.png")
-    ran = repository.stages_run_by("dvc", "exp", "run", "-S", f"dataset={tmp_path}")
+            picture.save(folder / "train" / name / f"{number}.png")
+    repository.edit(ipc={**dict.fromkeys(OWN_CLASSES, 1), "7": 3})
+    ran = repository.stages_run_by("dvc", "exp", "run", "-S", f"dataset='{folder}'")
     assert set(ran) == ALL
     prepared = load_training(repository.folder / "data/prepared", "test")
     assert prepared.class_names == tuple(OWN_CLASSES) and prepared.image_shape == (3, 14, 14)
     assert prepared.labels.bincount().tolist() == [20, 8, 4, 2, 1]
     synthetic = read_synthetic_set(repository.folder / "data/condensed/synthetic.safetensors")
-    assert synthetic.images.shape == (5, 3, 14, 14)
+    assert synthetic.counts == (3, 1, 1, 1, 1) and synthetic.images.shape == (7, 3, 14, 14)
     metrics = repository.json("dvc", "metrics", "show")
     values = metrics[""]["data"]["results/evaluate/mlp/metrics.json"]["data"]["mlp"]
     assert 0 <= values["accuracy"] <= 100
     card = (repository.folder / "data/condensed/README.md").read_text()
-    assert tmp_path.name in card and str(tmp_path) not in card
+    assert folder.name in card and str(tmp_path) not in card
 
     assert repository.stages_run_by("dvc", "repro") == []
-    Image.fromarray(pixels.byte().numpy()).save(tmp_path / "train/sky/2.png")
+    Image.fromarray(pixels.byte().numpy()).save(folder / "train/sky/2.png")
     assert repository.stages_run_by("dvc", "repro")[0] == "prepare"
 
 

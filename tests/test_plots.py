@@ -102,6 +102,9 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "start and end, colour": lambda: image_grids.start_and_end(
         pixels(10, 12, 3), pixels(10, 12, 3), 9, names(10)
     ),
+    "classes, one unknown": lambda: class_plots.class_accuracies(
+        {"a": class_table(3).replace({"accuracy": {90.0: NAN}, "std": {1.5: NAN}})}, names(3)
+    ),
     "retained": lambda: plots.retained_bars(CURVES),
     "retained, n = 1": lambda: plots.retained_bars(SINGLE),
 }
@@ -291,6 +294,31 @@ def test_retained_bars_of_one_network_have_no_spread() -> None:
     figure = plots.retained_bars(SINGLE)
     assert num_error_bars(figure.axes[0]) == 0
     assert {"94.0 %   (n = 1)", "94.9 % retained"} <= set(texts(figure))
+
+
+def test_of_a_ceiling_of_nothing_no_part_is_retained() -> None:
+    nothing = {"mlp": curve([0.0], [NAN], [1], ceiling=0.0)}
+    shown = texts(plots.retained_bars(nothing))
+    assert "ceiling 0.0 %" in shown and not any("retained" in text for text in shown)
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a $ b", "50$ to 100$", r"\$x$"])
+def test_names_are_no_formulas(name: str, tmp_path: Path) -> None:
+    """Wherever classes are named, they are drawn as they are written."""
+    classes = (name, "other")
+    renamed = {"class": {"name0": name, "name1": "other"}}
+    renamed["predicted"] = renamed["class"]
+    figures = [
+        image_grids.image_grid(pixels(2, 1), pixels(2, 1), classes),
+        image_grids.snapshot_strip({0: pixels(2, 1)}, classes),
+        plots.loss_curve(losses(3, 2)[0], losses(3, 2)[1].replace(renamed), classes),
+        class_plots.confusion_panels({"a": confusion(2).replace(renamed)}, classes),
+        class_plots.class_accuracies({"a": class_table(2).replace(renamed)}, classes),
+    ]
+    for figure in figures:
+        figure_style.save(figure, tmp_path / "a.pdf", dpi=40)
+        shown = [text._preprocess_math(text.get_text()) for text in figure.findobj(Text)]  # type: ignore[attr-defined]
+        assert (name, False) in shown
 
 
 def test_a_short_bar_has_its_number_beside_it() -> None:

@@ -1,5 +1,6 @@
 """What lies beside the synthetic set: pictures with true pixels, and a card one can follow."""
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from condensation.artefacts import SyntheticSet, write_synthetic_set
 from condensation.product import dataset_card, write_pictures, write_product
 from condensation.randomness import generator
-from condensation.sources import SOURCES
+from condensation.sources import SOURCES, source_of
 
 
 def synthetic(
@@ -48,6 +49,19 @@ def test_numbers_of_images_that_differ_are_in_the_card_and_the_folders(tmp_path:
     assert "| label | class | images |\n|---|---|---|\n| 0 | zero | 1 |\n| 1 | a/b c | 3 |" in card
     write_pictures(tmp_path, made)
     assert ImageFolder(str(tmp_path)).targets == [0, 1, 1, 1, 2, 2]
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
+    made = dataclasses.replace(synthetic(), class_names=("a|b", "c", "d"))
+    assert "\n| 0 | a\\|b |\n| 1 | c |" in dataset_card(made, SOURCES["mnist"], {})
+
+
+@pytest.mark.parametrize(
+    "dataset, name",
+    [("/pictures/flowers.v2", "flowers.v2"), ("./own.v2.npz", "own.v2"), ("./own/", "own")],
+)
+def test_a_dataset_is_called_by_all_of_its_name(dataset: str, name: str) -> None:
+    assert source_of(dataset).title == f"'{name}'"
 
 
 def test_the_folders_are_in_the_order_of_the_labels(tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ import torch
 
 from condensation import idx_datasets
 from condensation.artefacts import SyntheticSet, encode_synthetic_set, read_synthetic_set
-from condensation.idx_datasets import MNIST_FILES, check_idx, read_mnist
+from condensation.idx_datasets import FASHION_MNIST_FILES, MNIST_FILES, check_idx, read_mnist
 from condensation.own_images import read_own_images
 from condensation.product import encode_png
 from condensation.published_formats import read_published_sets
 from condensation.randomness import generator
+from condensation.raw_data import read_raw
 from conftest import ROOT
 
 SHORT, LONG = 300, 10_000
@@ -305,6 +306,26 @@ def test_mutated_pictures(trials: int, tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert outcome[True] > trials // 2
     report(capsys, "pictures", outcome)
+
+
+def test_fashion_mnist_from_a_folder_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `prepare.raw` names one; each file has its content's checksum, however it is packed."""
+    images = torch.randint(0, 256, (24, 28, 28), generator=generator(0)).byte()
+    parts = [images[:14], torch.arange(14) % 10, images[14:], torch.arange(10)]
+    for name, part in zip(FASHION_MNIST_FILES, parts, strict=True):
+        content = idx(part)
+        (tmp_path / name).write_bytes(gzip.compress(content, 1))
+        monkeypatch.setitem(FASHION_MNIST_FILES, name, hashlib.sha256(content).hexdigest())
+    raw = read_raw("fashion_mnist", tmp_path, None, 0)
+    assert torch.equal(torch.cat([raw.train_images, raw.test_images])[:, 0], images)
+    assert raw.train_labels.tolist() == [*range(10), *range(4)] and len(raw.test_labels) == 10
+    assert raw.class_names[0] == "T-shirt/top" and len(raw.class_names) == 10
+    assert read_raw("fashion_mnist", tmp_path, 14, 0).test_images.shape == (10, 1, 14, 14)
+    (tmp_path / name).write_bytes(gzip.compress(idx(torch.arange(9))))
+    with pytest.raises(ValueError, match=rf"{name}: is not .*; prepare\.raw takes auto or the fol"):
+        read_raw("fashion_mnist", tmp_path, None, 0)
 
 
 def test_a_file_that_decompresses_to_more_than_is_published(

@@ -1,14 +1,18 @@
 """The pieces of the stage scripts that are not in a module."""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from condensation.artefacts import read_synthetic_set, set_path
 from condensation.datasets import Dataset
+from condensation.files import write_json
 from condensation.image_sets import ImageSet
 from condensation.loops import PUBLISHED_LOOPS
 from condensation.params import Params, load_params
@@ -64,6 +68,10 @@ def test_each_class_may_have_a_number_of_images_of_its_own(
             {"ipc": {"zero": 1, "one": 21, "two": 1}, "init": "real"},
             "ipc: got 1 to 21, with init real: class 'one': has 20 images, fewer than the 21 asked",
         ),
+        (
+            {"ipc": {"zero": 22, "one": 1, "two": 21}, "init": "real"},
+            "init real: class 'zero': has 20 images, .* 22 asked for; class 'two': has 20 images",
+        ),
     ],
 )
 def test_numbers_that_do_not_fit_the_classes(
@@ -73,6 +81,41 @@ def test_numbers_that_do_not_fit_the_classes(
     with pytest.raises(ValueError, match=message):
         run_here(folder, "initialize", monkeypatch)
     assert not (folder / "data/initial").exists()
+
+
+ALL_OF_MLP = ("baseline --network mlp", "initialize", "condense", "evaluate --network mlp")
+
+
+def test_a_ceiling_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no part of it that is retained."""
+    folder = make_workspace(tmp_path, **{"evaluate.networks": ["mlp"], "render.dpi": 30})
+    for stage in ALL_OF_MLP[:3]:
+        run_here(folder, stage, monkeypatch)
+    ceilings = {"ceiling": 0.0, "ceiling_std": None, "ceiling_n": 1}
+    write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
+    run_here(folder, ALL_OF_MLP[3], monkeypatch)
+    assert capsys.readouterr().out.endswith(", the ceiling is 0.0%\n")
+    metrics = json.loads((folder / "results/evaluate/mlp/metrics.json").read_text())
+    assert metrics["mlp"]["retained"] is None and metrics["mlp"]["accuracy"] > 0
+    run_here(folder, "render", monkeypatch)
+    assert "| 0.00 (n = 1) |  |" in (folder / "results/report.md").read_text()
+
+
+def test_a_class_without_a_validation_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of one training image: it has no accuracy, in tables and figures alike."""
+    changes = {"split": "validation", "evaluate.networks": ["mlp"], "render.dpi": 30}
+    folder = make_workspace(tmp_path, **changes)
+    np.save(folder / "data/prepared/validation_index.npy", np.array([1, 2, 4, 5]))
+    for stage in (*ALL_OF_MLP, "render"):
+        run_here(folder, stage, monkeypatch)
+    zero, one, _ = (folder / "results/evaluate/mlp/classes.csv").read_text().splitlines()[1:]
+    assert zero == "mlp,zero,,,3" and re.fullmatch(r"mlp,one,[\d.]+,[\d.]+,3", one)
+    report = (folder / "results/report.md").read_text()
+    assert "| zero |  |" in report and "nan" not in report
 
 
 def test_coresets_are_chosen_by_pixels_or_by_what_the_network_makes_of_them(

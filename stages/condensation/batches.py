@@ -110,8 +110,11 @@ class Batches:
             chosen.append(self._orders[network][begin : begin + self._size])
             if self._augmentation is not None:
                 draws.append(self._augmentation(len(chosen[-1]), size, generator))
-        indices = to_device(torch.stack(chosen), labels.device)
-        batches = images[indices]
+        places = torch.stack(chosen)
+        there = to_device(places, labels.device)
+        # Images in the host's memory are chosen there: back from CUDA, the host would wait for it.
+        in_host = isinstance(images, RealImages) and not images.on_device
+        batches = images[places if in_host else there]
         if draws:
             batches = apply_augmentation(batches, joined(draws))
-        return batches, labels[indices]
+        return batches, labels[there]

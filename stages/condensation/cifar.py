@@ -37,9 +37,16 @@ def read_cifar100(folder: Path) -> RawDataset:
 
 
 def _read(dataset: type[CIFAR10], archive: RemoteFile, folder: Path) -> RawDataset:
-    if (folder / dataset.base_folder).is_dir():
-        return _read_files(dataset, folder)
     path = folder / archive.name
+    if (folder / dataset.base_folder).is_dir():
+        try:
+            return _read_files(dataset, folder)
+        except ValueError as error:
+            if not path.is_file():
+                raise ValueError(
+                    f"{error}; without that folder, {archive.name} is taken, and downloaded where "
+                    "prepare.raw is auto"
+                ) from None
     if not path.is_file():
         raise ValueError(f"{path}: is missing, and so is the folder {dataset.base_folder}")
     check_published(path, archive)

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from condensation.figure_style import COLOURS, INK, MARKERS, WIDTH, style
+from condensation.figure_style import COLOURS, INK, MARKERS, WIDTH, plain, style
 
 MAX_ABREAST = 3
 """Panels in a row."""
@@ -53,7 +53,7 @@ def confusion_panels(confusions: Mapping[str, pd.DataFrame], class_names: Sequen
         axes.grid(False)
         few = len(class_names) <= MAX_NUMBERED
         ticks = range(0, len(class_names), 1 if few else math.ceil(len(class_names) / 10))
-        names = [class_names[i] for i in ticks]
+        names = [plain(class_names[i]) for i in ticks]
         long = max(len(name) for name in names) > 2
         axes.set_xticks(ticks, names, rotation=90 if long else 0, fontsize=8.5)
         axes.set_yticks(ticks, names, fontsize=8.5)
@@ -102,7 +102,8 @@ def class_accuracies(tables: Mapping[str, pd.DataFrame], class_names: Sequence[s
         )
     if few:
         long = max(len(name) for name in order) > 9
-        axes.set_xticks(places, order, rotation=30 if long else 0, ha="right" if long else "center")
+        shown = [plain(name) for name in order]
+        axes.set_xticks(places, shown, rotation=30 if long else 0, ha="right" if long else "center")
         axes.set_xlabel("class")
         axes.grid(False, axis="x")
     else:

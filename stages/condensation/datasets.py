@@ -69,19 +69,33 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
+_NAMED = 20
+"""Classes that are named at most: of hundreds, all may be too small."""
+
+
 def require_images(dataset: Dataset, counts: Sequence[int]) -> None:
     """Check that every class has images enough.
 
     Raises:
-        ValueError: A class has fewer than its number in `counts`.
+        ValueError: Classes have fewer than their number in `counts`; they are named.
     """
-    for name, size, count in zip(dataset.class_names, dataset.class_sizes, counts, strict=True):
-        _require(name, size, count)
+    if said := shortages(dataset, counts):
+        raise ValueError(said)
 
 
-def _require(name: str, size: int, at_least: int) -> None:
-    if size < at_least:
-        raise ValueError(f"class '{name}': has {size} images, fewer than the {at_least} asked for")
+def shortages(dataset: Dataset, counts: Sequence[int]) -> str:
+    """Say which classes have fewer images than their number in `counts`; nothing if none has."""
+    found = [
+        _shortage(*of_class)
+        for of_class in zip(dataset.class_names, dataset.class_sizes, counts, strict=True)
+        if of_class[1] < of_class[2]
+    ]
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return "; ".join(found[:_NAMED]) + more
+
+
+def _shortage(name: str, size: int, asked: int) -> str:
+    return f"class '{name}': has {size} images, fewer than the {asked} asked for"
 
 
 def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Generator) -> Tensor:
@@ -96,7 +110,8 @@ def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Gener
     Raises:
         ValueError: The class has fewer images than that.
     """
-    _require(name, len(images), num_images)
+    if len(images) < num_images:
+        raise ValueError(_shortage(name, len(images), num_images))
     chosen = torch.randperm(len(images), generator=stream)[:num_images]
     return images[to_device(chosen, images.device)]
 
@@ -131,6 +146,9 @@ def load_training(folder: Path, split: str) -> Dataset:
     Args:
         folder: The prepared data.
         split: `test`: the whole training set; `validation`: all of it but the validation part.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the validation part is empty.
     """
     dataset = _load(folder, "train")
     return (
@@ -143,7 +161,11 @@ def load_scoring(folder: Path, split: str) -> Dataset:
 
     Args:
         folder: The prepared data.
-        split: `test`: the test set; `validation`: the validation part of the training set.
+        split: `test`: the test set; `validation`: the validation part of the training set, in which
+            a class of one image has none.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the validation part is empty.
     """
     if split == "test":
         return _load(folder, "test")
@@ -178,6 +200,11 @@ def _array(path: Path, mapped: bool = False) -> Tensor:
 
 def _validation_mask(folder: Path, dataset: Dataset) -> Tensor:
     index = _array(folder / "validation_index.npy")
+    if not len(index):
+        raise ValueError(
+            "split: got validation, but the validation part is empty, since no class has two "
+            "training images; takes test"
+        )
     return torch.zeros(len(dataset.labels), dtype=torch.bool).index_fill(0, index, True)
 
 

@@ -60,6 +60,11 @@ def style() -> Generator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """Return a name so that it is drawn as it is: what stands between two $ is no formula."""
+    return text.replace("$", r"\$")
+
+
 PALETTE_ERROR = 0.25
 """Of 255: the mean error up to which a PNG is written with a palette, at a third of the size."""
 

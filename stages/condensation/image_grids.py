@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from condensation.figure_style import WIDTH, style
+from condensation.figure_style import WIDTH, plain, style
 
 MAX_SYNTHETIC_SHOWN = 10  # synthetic images of each class in the grid
 MAX_CLASSES_ABREAST = 20  # columns of classes; more classes go into further bands below
@@ -166,9 +166,9 @@ def _class_grid(
         v = EDGE + band * (band_v + BAND_GAP) + sizes.names
         text: dict[str, Any] = {"fontsize": sizes.name_size, "rotation": sizes.name_rotation}
         if classes_as_rows:
-            axes.text(v - 0.08, u + tile_u / 2, name, ha="right", va="center", **text)
+            axes.text(v - 0.08, u + tile_u / 2, plain(name), ha="right", va="center", **text)
         else:
-            axes.text(u + tile_u / 2, v - 0.06, name, ha="center", va="bottom", **text)
+            axes.text(u + tile_u / 2, v - 0.06, plain(name), ha="center", va="bottom", **text)
         for label, images in groups:
             if place == 0:
                 span = _most(images) * (tile_v + GUTTER) - GUTTER

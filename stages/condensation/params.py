@@ -23,7 +23,7 @@ import yaml
 
 from condensation.counts import Ipc, mean_ipc
 from condensation.loops import default_loops
-from condensation.settings_files import SettingsLoader
+from condensation.settings_files import MixedKeys, SettingsLoader
 
 Options = Mapping[str, int | float | str]
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -221,9 +221,12 @@ def load_params(path: Path) -> Params:
         ValueError: A key is missing or unknown, or a value has the wrong type, lies out of range or
             is a name that nothing is registered under. The message names the key, what it got and
             what it takes.
+        MixedKeys: Likewise, of the keys of a section.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
+    except MixedKeys:
+        raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({_short(str(error))})") from None
     params: Params = _section(Params, values, "")
@@ -317,8 +320,8 @@ _MEMORY = re.compile(r"out of memory|(can't|not|cannot) (be )?(enough|allocate)|
 
 def _too_much(error: Exception) -> str:
     return (
-        f"there is not enough memory ({_short(str(error))}); look at ipc, the widths of the "
-        "networks, the batch sizes and condense.real_per_class"
+        f"there is not enough memory ({_short(str(error))}); look at ipc, prepare.image_size, the "
+        "widths of the networks, the batch sizes and condense.real_per_class"
     )
 
 

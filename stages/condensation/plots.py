@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from condensation.figure_style import COLOURS, GREY, INK, MARKERS, PALE, WIDTH, style
+from condensation.figure_style import COLOURS, GREY, INK, MARKERS, PALE, WIDTH, plain, style
 
 MAX_CLASSES_NAMED = 14  # lines that can be told apart: 7 colours, solid and dashed
 
@@ -63,7 +63,7 @@ def loss_curve(
                 _loss_line(axes, table, window, color=GREY, alpha=0.3, linewidth=0.7)
         if named:
             _loss_line(axes, tables[shown], window, color=COLOURS[0], linewidth=1.6)
-            axes.set_title(shown, fontsize=9.5)
+            axes.set_title(plain(shown), fontsize=9.5)
         else:
             axes.set_title(f"each of {len(class_names)} classes")
             break
@@ -179,13 +179,9 @@ def retained_bars(curves: Mapping[str, pd.DataFrame]) -> Figure:
             va="center",
             zorder=4,
         )
-        axes.text(
-            102,
-            index,
-            f"{100 * accuracy / ceiling:.1f} % retained",
-            fontweight="bold",
-            va="bottom",
-        )
+        if ceiling > 0:  # of nothing, no part is reached
+            retained = f"{100 * accuracy / ceiling:.1f} % retained"
+            axes.text(102, index, retained, fontweight="bold", va="bottom")
         axes.text(102, index, f"ceiling {ceiling:.1f} %", color=GREY, va="top", fontsize=9.5)
     axes.set_yticks(range(len(curves)), list(curves))
     axes.invert_yaxis()

@@ -119,7 +119,8 @@ def dataset_card(synthetic: SyntheticSet, source: Source, settings: Mapping[str,
 def _classes(synthetic: SyntheticSet) -> str:
     # The table of the classes; with the number of images of each where the numbers differ.
     rows = [["label", "class"], ["---", "---"]]
-    rows += [[str(index), name] for index, name in enumerate(synthetic.class_names)]
+    names = (name.replace("|", r"\|") for name in synthetic.class_names)
+    rows += [[str(index), name] for index, name in enumerate(names)]
     if len(set(synthetic.counts)) > 1:
         last = ("images", "---", *map(str, synthetic.counts))
         rows = [[*row, text] for row, text in zip(rows, last, strict=True)]

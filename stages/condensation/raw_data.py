@@ -28,7 +28,8 @@ def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: in
 
     Args:
         dataset: A name in `DATASETS`, or the path of one's own images, from `data`.
-        folder: Where the files are. None: in `data/<name>`, or downloaded into `data/raw/<name>`.
+        folder: Where the files of a named dataset are. None: in `data/<name>`, or downloaded into
+            `data/raw/<name>`.
         image_size: Height and width that every image is brought to; None: as they are.
         seed: Draws the test part of one's own images where there is none.
 
@@ -37,6 +38,11 @@ def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: in
         OSError: A file cannot be downloaded.
     """
     if dataset not in DATASETS:
+        if folder is not None:
+            raise ValueError(
+                f"prepare.raw: got {folder}, takes auto for one's own images: dataset says where "
+                f"they are ({dataset})"
+            )
         return read_own_images(DATA / dataset, image_size, seed)
     if folder is None:
         folder = DATA / "raw" / dataset if DOWNLOADS[dataset] else DATA / dataset

@@ -73,7 +73,8 @@ class RealImages:
     def rows(self, index: Tensor | slice) -> Tensor:
         """Return the chosen images as they are, (B, ch, h, w) uint8.
 
-        Neither the copy of the index nor that of the images holds up whoever asks for them.
+        Neither the copy of the index nor that of the images holds up whoever asks for them, if the
+        index is in the host's memory; one that is on the device is for images that are there.
         """
         if isinstance(index, Tensor):
             index = to_device(index, self._images.device)

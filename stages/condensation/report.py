@@ -40,7 +40,8 @@ def report_blocks(
 
     Args:
         figures: Name of a figure -> its file.
-        metrics: Network -> accuracy, std, n, retained, ceiling, ceiling_std, ceiling_n.
+        metrics: Network -> accuracy, std, n, retained (None where the ceiling is 0), ceiling,
+            ceiling_std, ceiling_n.
         curves: Network -> its curve (see `plots`).
         classes: Network -> its table of classes (see `class_plots`).
         runs: Stage, what it did, seconds, device.
@@ -72,7 +73,7 @@ def report_blocks(
         Heading("What was run"),
         Paragraph(
             "Seconds as measured by each stage, without starting Python and reading files; "
-            "`prepare`, `initialize` and `render` take a few seconds and are not timed."
+            "`prepare`, `initialize` and `render` are not timed."
         ),
         _runs(runs),
         Heading("Environment"),
@@ -118,7 +119,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 def spread_text(mean: float | None, std: float | None, n: float | None, digits: int = 1) -> str:
-    """Write a mean with its spread and count: `92.7 ± 0.5 (n = 5)`."""
+    """Write a mean with its spread and count: `92.7 ± 0.5 (n = 5)`; nothing of no mean."""
+    if mean is None or pd.isna(mean):
+        return ""
     known = std is not None and not pd.isna(std)
     spread = f" ± {std:.{digits}f}" if known else ""
     return f"{mean:.{digits}f}{spread} (n = {n:.0f})"
@@ -155,13 +158,17 @@ def _results(metrics: Mapping[str, Mapping[str, float | None]]) -> Table:
             spread_text(found["accuracy"], found["std"], found["n"]),
             *(_of_sets(found) if several else ()),
             spread_text(found["ceiling"], found["ceiling_std"], found["ceiling_n"], 2),
-            f"{found['retained']:.1f} %",
+            _percent(found.get("retained")),
         )
         for network, found in metrics.items()
     ]
     of_sets = ("sets", "std between sets", "std within a set") if several else ()
     first = ("network", "trained on the synthetic images")
     return Table((*first, *of_sets, "ceiling", "retained"), rows)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} %"
 
 
 def _of_sets(found: Mapping[str, float | None]) -> tuple[str, ...]:

@@ -109,5 +109,5 @@ def published_statistics(
 
 
 def short_name(dataset: str) -> str:
-    """Return what a dataset is called: of a path the last part, without its ending."""
-    return Path(dataset).stem
+    """Return what a dataset is called: of a path the last part, without the ending of a file."""
+    return Path(dataset).name.removesuffix(".npz")

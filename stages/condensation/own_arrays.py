@@ -1,0 +1,148 @@
+"""One's own images in one `.npz` file of arrays.
+
+`images` (N, h, w) or (N, h, w, ch) uint8 and `labels` (N,) whole numbers from 0, and if wanted
+`test_images`, `test_labels` and `class_names` (C,).
+
+Shapes: N = number of images, C = classes, image = (ch, h, w).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condensation.own_parts import OwnImages, name_problems, reason, sizes_text
+from condensation.resizing import resize
+
+_ARRAYS = ("images", "labels", "test_images", "test_labels", "class_names")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def read_arrays(path: Path, image_size: int | None) -> OwnImages:
+    """Read an `.npz` file; what is wrong with it is in the problems."""
+    arrays, problems = _load(path)
+    pairs = [("images", "labels")]
+    if "test_images" in arrays or "test_labels" in arrays:
+        pairs.append(("test_images", "test_labels"))
+    if not problems:
+        problems += [f"{name}: is missing" for pair in pairs for name in pair if name not in arrays]
+    if problems:
+        return OwnImages([], [], (), problems)
+    names, wrong_names = _class_names(arrays)
+    num_classes = None if names is None else len(names)
+    wrong_labels = [
+        text for pair in pairs for text in _problems_of_labels(arrays, *pair, num_classes)
+    ]
+    problems += [text for name, _ in pairs for text in _problems_of_images(arrays, name)]
+    problems += wrong_labels + wrong_names
+    shapes = [arrays[name].shape[1:] for name, _ in pairs]
+    if not problems and shapes[0] != shapes[-1]:
+        problems.append(f"test_images: are {sizes_text(shapes[1])}, images {sizes_text(shapes[0])}")
+    images = [_pixels(arrays[name], image_size) for name, _ in pairs if not problems]
+    some = all(arrays[name].size for pair in pairs for name in pair)
+    known = some and names is not None and not wrong_labels
+    labels = [torch.from_numpy(arrays[name].astype(np.int64)) for _, name in pairs if known]
+    return OwnImages(images, labels, names or (), problems)
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    arrays: dict[str, np.ndarray] = {}
+    problems = []
+    try:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            for name in _ARRAYS:
+                if name in file.files:
+                    try:
+                        arrays[name] = _array(file, name)
+                    except Exception as error:
+                        problems.append(f"{name}: cannot be read ({reason(error)})")
+    except Exception as error:  # whatever the bytes lead the readers of zip and npy to
+        said = reason(error).replace(str(path), "the file")
+        problems.append(f"it cannot be read ({said})")
+    return arrays, problems
+
+
+def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    array = file[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is no array")
+    return array
+
+
+def _class_names(arrays: Arrays) -> tuple[tuple[str, ...] | None, list[str]]:
+    # Return the names, None where it is not known which classes there are, and what is wrong.
+    given = arrays.get("class_names")
+    if given is None:
+        return _numbers(arrays["labels"])
+    if given.ndim != 1 or given.dtype.kind not in "US" or not given.size:
+        what = f"class_names: are {given.dtype} {sizes_text(given.shape)}"
+        return None, [f"{what}, take one text for each class"]
+    try:
+        names = tuple(
+            name.decode() if isinstance(name, bytes) else str(name) for name in given.tolist()
+        )
+    except UnicodeDecodeError as error:
+        return None, [f"class_names: are bytes that are not UTF-8 ({reason(error)})"]
+    problems = [f"class_names: {text}" for text in name_problems(names)]
+    if len(set(names)) < len(names):
+        problems.append("class_names: a name is given twice")
+    return names, problems
+
+
+def _numbers(labels: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
+    # Without names the training labels say which classes there are; wrong ones are told elsewhere.
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
+        return None, []
+    last = max(int(labels.max()), 0)
+    if last >= len(labels):
+        return None, [f"labels: one is {last}; takes no more classes than there are images"]
+    return tuple(map(str, range(last + 1))), []
+
+
+def _problems_of_images(arrays: Arrays, name: str) -> list[str]:
+    images = arrays[name]
+    if images.shape[:1] == (0,):
+        return [f"{name}: there are none"]
+    grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    if images.dtype == np.uint8 and grey_or_colour and 0 not in images.shape:
+        return []
+    return [
+        f"{name}: are {images.dtype} {sizes_text(images.shape)}, take uint8, images x height x "
+        "width, or that x 1 or 3 channels"
+    ]
+
+
+def _problems_of_labels(
+    arrays: Arrays, images_name: str, labels_name: str, num_classes: int | None
+) -> list[str]:
+    images, labels = arrays[images_name], arrays[labels_name]
+    if images.shape[:1] == (0,):
+        return []
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.shape != images.shape[:1]:
+        count = len(images) if images.ndim else 1
+        return [
+            f"{labels_name}: are {labels.dtype} {sizes_text(labels.shape)}, take one whole number "
+            f"for each of the {count} images"
+        ]
+    if num_classes is None:
+        return []
+    last = num_classes - 1
+    return [
+        f"{labels_name}: that of image {index} is {labels[index]}, no class from 0 to {last}"
+        for index in ((labels < 0) | (labels > last)).nonzero()[0].tolist()
+    ]
+
+
+def _pixels(images: np.ndarray, image_size: int | None) -> Tensor:
+    # (N, h, w) or (N, h, w, ch) -> (N, ch, h, w)
+    pixels = torch.from_numpy(images)
+    pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    if image_size is not None:
+        pixels = resize(pixels, image_size)
+    return pixels.contiguous()
