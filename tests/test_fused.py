@@ -286,7 +286,6 @@ def test_the_precision_of_the_real_side_is_chosen_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "built", lambda: built)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # kernels are for few
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
     monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
     monkeypatch.setattr(compilation, "has_kernels", lambda module, device: True)
@@ -311,13 +310,29 @@ def test_a_precision_that_is_emulated_is_used_where_it_is_asked_for_and_said(
 def test_where_the_real_gradients_come_with_products_they_are_float32(
     monkeypatch: pytest.MonkeyPatch, library: None
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: True)
     assert kernels.build() == ""  # tests above put them out of use
     network, cpu = build_network("convnet", (1, 28, 28), 10, {"width": 32}), torch.device("cpu")
     assert compilation.choose_precision(None, network, cpu)[0] == "bfloat16"
     name, line = compilation.choose_precision(None, network, cpu, in_one_pass=True)
     assert name == "float32" and "pass of the curvature's products" in line
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_precision_does_not_depend_on_the_number_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch, library: None
+) -> None:
+    """Classes are matched on threads of one core each, where the kernels pay."""
+    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: True)
+    assert kernels.build() == ""  # tests above put them out of use
+    network, cpu = build_network("convnet", (1, 28, 28), 10, {"width": 32}), torch.device("cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert kernels.usable(torch.float32, 32) == (threads == 1)
+        assert compilation.choose_precision(None, network, cpu)[0] == "bfloat16"
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("broken", ["first_dual_backward", "dual_forward", "block_backward"])

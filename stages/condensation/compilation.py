@@ -131,13 +131,14 @@ def choose_precision(
 
 
 def _gains(network: Network, device: torch.device) -> bool:
-    # Whether kernels are there for some convolution of many channels.
+    # Whether kernels are there for some convolution of many channels. On the CPU classes are
+    # matched on threads of one core each, however many cores the thread that asks here has.
     if device.type != "cpu":
         return has_kernels(network.fused, device)
     return any(
         layer.in_channels >= FEWEST_CHANNELS
         and all(
-            kernels.usable(torch.float32, number)
+            kernels.takes(torch.float32, number)
             for number in (layer.in_channels, layer.out_channels)
         )
         for layer in _convolutions(network)

@@ -71,14 +71,14 @@ def built() -> bool:
     return bool(_library)
 
 
+def takes(dtype: torch.dtype, channels: int) -> bool:
+    """Whether the kernels are built and take these channels, on a thread that has one core."""
+    return built() and dtype in DTYPES and channels % (VECTOR_BYTES // dtype.itemsize) == 0
+
+
 def usable(dtype: torch.dtype, channels: int) -> bool:
-    """Whether the kernels are built and take these channels."""
-    return (
-        built()
-        and dtype in DTYPES
-        and channels % (VECTOR_BYTES // dtype.itemsize) == 0
-        and torch.get_num_threads() <= MOST_THREADS
-    )
+    """Whether they take these channels and pay on the thread that asks."""
+    return takes(dtype, channels) and torch.get_num_threads() <= MOST_THREADS
 
 
 def call(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
