@@ -1,12 +1,18 @@
 """Out of memory: smaller blocks, the same result, one line."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from condensation import derivatives, memory
+from condensation import derivatives, memory, stacked_classes
+from condensation.compiled_gradients import SumGradient, sum_gradient
 from condensation.derivatives import classification_loss, constant_loss_gradient
+from condensation.distances import DISTANCES, Distance
+from condensation.matching import Engine, Matched, match_classes
 from condensation.networks import NetworkFunction, Theta
-from conftest import random_images, tiny_network
+from condensation.stacked_classes import ClassInputs, ClassSlopes, Transform
+from conftest import NUM_CLASSES, random_images, tiny_network
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +45,68 @@ def test_blocks_are_halved_until_they_fit(
     assert said == [f"out of memory: from now on {n} images at a time" for n in (4, 2)]
     constant_loss_gradient(theta, network, images, labels, 9)
     assert sizes[7:] == [2, 2, 2, 2, 1] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_classes_that_do_not_fit_together_are_matched_in_parts(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, theta = tiny_network("mlp")
+    synthetic = [*random_images(NUM_CLASSES, 2, stream="synthetic")]
+    real = [*random_images(NUM_CLASSES, 5, stream="real")]
+    sizes: list[tuple[int, bool]] = []
+
+    def matched() -> list[Matched]:
+        return match_classes(
+            theta,
+            network,
+            synthetic,
+            real,
+            0,
+            DISTANCES["squared_euclidean"],
+            None,
+            [],
+            [None] * NUM_CLASSES,
+            Engine(compiled),
+        )
+
+    plain = stacked_classes.stacked_transform
+
+    def making(as_graph: bool, most: int) -> Callable[..., Transform]:
+        def make(
+            module: torch.nn.Module, distance: Distance, form: None, names: tuple[str, ...]
+        ) -> Transform:
+            def full(theta: Theta, statistics: Theta, inputs: ClassInputs) -> ClassSlopes:
+                sizes.append((len(inputs.images), as_graph))
+                if len(inputs.images) > most:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                return plain(module, distance, form, names)(theta, statistics, inputs)
+
+            return full
+
+        return make
+
+    def limit(most: int) -> None:
+        monkeypatch.setattr(stacked_classes, "stacked_transform", making(False, most))
+        monkeypatch.setattr(stacked_classes, "compiled_transform", making(True, most))
+
+    def eager(module: torch.nn.Module, autocast: None) -> SumGradient:
+        return sum_gradient(module, autocast)
+
+    monkeypatch.setattr(derivatives, "compiled_gradient", eager)
+    limit(NUM_CLASSES)
+    expected = matched()
+    assert sizes == [(NUM_CLASSES, compiled)] and not capsys.readouterr().err
+    limit(NUM_CLASSES - 1)
+    for _ in range(2):
+        sizes.clear()
+        for found, wanted in zip(matched(), expected, strict=True):
+            for ours, theirs in zip(found, wanted, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+        assert sizes[-NUM_CLASSES:] == [(1, False)] * NUM_CLASSES
+    assert len(sizes) == NUM_CLASSES
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["out of memory: from now on 1 classes of synthetic images at a time"]
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory", "mat1 and mat2 do not fit"])

@@ -1,4 +1,4 @@
-"""Out of memory is met by smaller blocks of images, and one line that says so."""
+"""Out of memory is met by smaller blocks of work, and one line that says so."""
 
 import re
 import sys
@@ -10,23 +10,27 @@ from tqdm import tqdm
 Result = TypeVar("Result")
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate|not enough memory", re.I)
-_largest: dict[str, int] = {}
+_largest: dict[tuple[str, str], int] = {}  # (type of device, what): how many at once
 
 
-def with_less_memory(work: Callable[[int], Result], block_size: int, device: str) -> Result:
+def with_less_memory(
+    work: Callable[[int], Result], block_size: int, device: str, what: str = "images"
+) -> Result:
     """Return `work(block_size)`; where memory runs out, of half of the size, and so on.
 
     What was found too large once is not tried again on a device of that type.
 
     Args:
-        work: A function of the number of images that it takes at once.
+        work: A function of the number of pieces that it takes at once.
         block_size: To begin with.
         device: Type of device.
+        what: The pieces, in the plural.
 
     Raises:
-        RuntimeError: One image at a time is still too much, or something else fails.
+        RuntimeError: One piece at a time is still too much, or something else fails.
     """
-    size = min(block_size, _largest.get(device, block_size))
+    key = device, what
+    size = min(block_size, _largest.get(key, block_size))
     while True:
         try:
             return work(size)
@@ -37,5 +41,5 @@ def with_less_memory(work: Callable[[int], Result], block_size: int, device: str
                 raise
         # Out of the handler, so that what the failed attempt held is free again.
         size //= 2
-        _largest[device] = size
-        tqdm.write(f"out of memory: from now on {size} images at a time", file=sys.stderr)
+        _largest[key] = size
+        tqdm.write(f"out of memory: from now on {size} {what} at a time", file=sys.stderr)

@@ -19,6 +19,7 @@ from condensation.curvature_sides import Constants, CurvatureForm, SyntheticSide
 from condensation.derivatives import loss_gradient
 from condensation.distances import Distance
 from condensation.graphs import one_graph
+from condensation.memory import with_less_memory
 from condensation.networks import Network, Theta, part_of
 
 MOST_GROUPS = 4
@@ -149,6 +150,9 @@ def stacked_slopes(
 ) -> list[ClassSlopes]:
     """Return the slopes of each class: one transform for all that have equally many images.
 
+    Where memory runs out, one for some of them at a time. A part is not compiled: PyTorch keeps a
+    graph for each size of it, and has no room for many.
+
     Args:
         theta: Parameters.
         network: The network.
@@ -164,11 +168,23 @@ def stacked_slopes(
     for place, each in enumerate(inputs):
         groups.setdefault(len(each.images), []).append(place)
     once = compiled and not network.statistics and len(groups) <= MOST_GROUPS
-    make = compiled_transform if once else stacked_transform
-    transform = make(network.module, distance, form, tuple(names))
+
+    def in_parts(places: Sequence[int], size: int) -> dict[int, ClassSlopes]:
+        make = compiled_transform if once and size >= len(places) else stacked_transform
+        transform = make(network.module, distance, form, tuple(names))
+        found: dict[int, ClassSlopes] = {}
+        for part in (places[begin : begin + size] for begin in range(0, len(places), size)):
+            of_part = transform(theta, network.statistics, stack([inputs[i] for i in part]))
+            found |= {
+                place: ClassSlopes(*(value[i] for value in of_part)) for i, place in enumerate(part)
+            }
+        return found
+
     for places in groups.values():
-        of_group = transform(theta, network.statistics, stack([inputs[place] for place in places]))
-        slopes |= {
-            place: ClassSlopes(*(value[i] for value in of_group)) for i, place in enumerate(places)
-        }
+        slopes |= with_less_memory(
+            partial(in_parts, places),
+            len(places),
+            inputs[0].images.device.type,
+            "classes of synthetic images",
+        )
     return [slopes[place] for place in range(len(inputs))]
