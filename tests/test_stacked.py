@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from condensation import batches
+from condensation import batches, stacked
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint
-from condensation.networks import NETWORKS, Theta, build_network, init_theta
+from condensation.derivatives import constant_loss_gradient
+from condensation.networks import NETWORKS, Network, Theta, build_network, init_theta
 from condensation.randomness import generator
-from condensation.stacked import StackedGradient, group_sizes, multiply_adds
+from condensation.stacked import StackedGradient, group_sizes, multiply_adds, recorded_steps
 from condensation.states import State
 from condensation.training import tenth_after_half, train, train_together
 from conftest import random_images, tiny_network
@@ -199,3 +201,41 @@ def test_on_cuda_side_by_side_equals_each_by_itself(
         alone = train(theta, network, images[k], labels[k], generator=generator(0, k), **settings)
         for key, value in alone.items():
             torch.testing.assert_close(trained[k][key], value, rtol=1e-3, atol=1e-4)
+
+
+class Counted(TorchDispatchMode):
+    """Notes the operators."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_recorded_step_moves_all_parameters_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bits as each by itself, and the parameters that it is given stay as they are."""
+    network, theta = tiny_network("convnet")
+    theta = {name: value.float() for name, value in theta.items()}
+    images, labels = torch.stack(SETS).float(), LABELS.expand(3, -1)
+
+    def eager(at: Theta, network: Network, *batch: Any, compiled: bool) -> Theta:
+        with torch.utils._python_dispatch._disable_current_modes():
+            return constant_loss_gradient(at, network, *batch)
+
+    expected = theta
+    for seen, answers in zip(images, labels, strict=True):
+        slopes = constant_loss_gradient(expected, network, seen, answers, 7)
+        expected = {name: value - 0.3 * slopes[name] for name, value in expected.items()}
+    before = {name: value.clone() for name, value in theta.items()}
+    monkeypatch.setattr(stacked, "constant_loss_gradient", eager)
+    with Counted() as counted:
+        found = recorded_steps(network, 0.3, 7)(theta, images, labels)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(torch.equal(theta[name], value) for name, value in before.items())
+    moving = [name for name in counted.names if "mul" in name or "sub" in name]
+    assert len(theta) > 1 and len(moving) == 2 * len(images)
