@@ -5,17 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from condensation import derivatives, stacked_classes
-from condensation.compiled_gradients import compiled_gradient, sum_gradient
+from condensation.compiled_gradients import SumGradient, compiled_gradient, sum_gradient
 from condensation.curvature import CURVATURE_FORMS
 from condensation.derivatives import constant_loss_gradient
 from condensation.distances import DISTANCES
-from condensation.matching import Curvature, Engine, Matched, draw_probes, match_classes
+from condensation.matching import (
+    REAL_BLOCK,
+    Curvature,
+    Engine,
+    Matched,
+    draw_probes,
+    match_classes,
+)
 from condensation.networks import Theta
 from condensation.precisions import PRECISIONS
 from condensation.randomness import generator
@@ -181,8 +188,8 @@ def matched(
     ("form", "layers", "backend"),
     [
         (None, None, "aot_eager"),
-        ("lookahead", None, "aot_eager"),  # a second gradient on the real images, by the same graph
-        ("lookahead", 2, "aot_eager"),  # by another: with respect to some of the parameters
+        ("lookahead", None, "aot_eager"),  # a second gradient, of fewer real images
+        ("lookahead", 2, "aot_eager"),  # and with respect to some of the parameters
         *(pytest.param(form, None, "inductor", marks=pytest.mark.slow) for form in FORMS),
     ],
     indirect=["backend"],
@@ -190,12 +197,37 @@ def matched(
 def test_the_compiled_step_equals_the_eager_one(
     form: str | None, layers: int | None, backend: str
 ) -> None:
-    """Two graphs: one for the real sides of all classes, one for the synthetic side of all."""
+    """Two graphs: one for the real sides of all classes, one for the synthetic side of all.
+
+    And one for what curvature takes from the real images, if that is a gradient.
+    """
     found = matched(form, Engine(compiled=True), layers=layers)
-    assert graphs() == (2 if layers is None else 3)
+    assert graphs() == (3 if form == "lookahead" else 2)
     for ours, expected in zip(found, matched(form, Engine(), layers=layers), strict=True):
         for got, wanted in zip(ours, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_what_curvature_takes_is_not_filled_up_to_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four images go through the network as four, and those of a smaller class as four, too."""
+    sizes: list[int] = []
+
+    def counting(module: nn.Module, autocast: torch.dtype | None = None) -> SumGradient:
+        eager = sum_gradient(module, autocast)
+
+        def gradient(theta: Theta, fixed: Theta, images: Tensor, *others: Tensor) -> Theta:
+            sizes.append(len(images))
+            return eager(theta, fixed, images, *others)
+
+        return gradient
+
+    monkeypatch.setattr(derivatives, "compiled_gradient", counting)
+    transform = stacked_classes.stacked_transform
+    monkeypatch.setattr(stacked_classes, "compiled_transform", transform)
+    matched("lookahead", Engine(compiled=True))
+    assert sizes == [REAL_BLOCK["cpu"], 4] * NUM_CLASSES
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -331,7 +331,8 @@ def _of_real(
         gradient={},
         probes=[part_of(probe, own) for probe in probes],
         gap={},
-        block_size=engine.block_size(real),
+        # As many as it takes at most: a compiled graph fills a smaller batch up to the block.
+        block_size=min(engine.block_size(real), curvature.real_per_class),
         compiled=engine.compiled,
     )
     with_gradient, possible = curvature.form.with_gradient, network.has_tangents and engine.is_plain
