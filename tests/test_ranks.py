@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
 from condensation.randomness import generator
-from conftest import random_images, tiny_network
+from conftest import ROOT, random_images, tiny_network
 from test_resuming import start, states, wait_until_at_work
 from workspace import make_workspace, outputs, run_here, run_stage
 
@@ -144,6 +146,51 @@ def test_a_rank_that_dies_ends_the_run_and_others_go_on_to_the_same_images(
     assert done.stdout.count("in each of 3 processes") == 1
     assert outputs(several) == outputs(one)
     assert list(several.glob(".checkpoints/*")) == []
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "{stages}")
+import torch
+import torch.distributed as dist
+from condensation.ranks import joined, launch, started_by_torchrun
+
+def broken(*arguments):
+    raise RuntimeError("CUDA error: an illegal memory access\\nwas encountered")
+
+cpu = torch.device("cpu")
+if not started_by_torchrun():
+    try:
+        launch(Path(__file__), 2, cpu)
+    except ValueError as error:
+        sys.exit(f"condense: {{error}}")
+with joined(cpu) as ranks:
+    if not ranks.first:
+        dist.all_reduce = broken
+    ranks.agree(0)
+"""
+
+
+def test_an_error_of_an_operation_of_all_is_told_once(tmp_path: Path) -> None:
+    """Not that of the other process, which then fails to reach the first, alone."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(stages=ROOT / "stages"))
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=60,
+    )
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and said.startswith(
+        "condense: a process of 2 was ended by an error"
+    )
+    error = "process 2: RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert said.count(error) == 1
+    assert "and with it the run; the same command goes on from the last checkpoint" in said
 
 
 @pytest.mark.slow

@@ -18,9 +18,10 @@ import signal
 import sys
 import tempfile
 from bisect import bisect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,9 @@ from torch import Tensor
 from condensation.blocks import Block, bounds, deal
 from condensation.networks import Theta
 from condensation.states import State, decode_state, encode_state
+
+if TYPE_CHECKING:  # to load it takes time, and one process alone does without
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 LOST = 75
 """Exit status of a process that is well but has lost another."""
@@ -139,10 +143,14 @@ class _Joined(Ranks):
 @contextlib.contextmanager
 def _noticing_loss() -> Generator[None, None, None]:
     # An operation of all processes fails where one of them is gone. That one is what the message
-    # of torchrun, or of `launch`, is about.
+    # of torchrun, or of `launch`, is about; but if none is, what failed is the operation itself, or
+    # on CUDA what was asked for before it, and the message is about what is noted here.
     try:
         yield
-    except RuntimeError:
+    except RuntimeError as error:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
         sys.exit(LOST)
 
 
@@ -223,6 +231,8 @@ def launch(script: Path, processes: int, device: torch.device) -> None:
             sys.exit(causes[0].exitcode)
         how = signal.Signals(-causes[0].exitcode).name if causes else "an unknown cause"
         which = f"process {causes[0].local_rank + 1}" if causes else "a process"
+        if not causes and (told := _told(error.failures.values())):
+            how = f"an error ({told})"
         raise ValueError(
             f"{which} of {processes} was ended by {how}, and with it the run; the same command "
             "goes on from the last checkpoint, if there was one"
@@ -231,3 +241,15 @@ def launch(script: Path, processes: int, device: torch.device) -> None:
         sys.exit(128 + error.sigval)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _told(failures: Iterable["ProcessFailure"]) -> str:
+    # What each process noted that could not go on with the others. Of several, whose errors follow
+    # from the first one's, it is not known which is the first.
+    texts = {}
+    for failure in failures:
+        noted: Any = failure.message  # a text of torchrun's own, where nothing is noted
+        if isinstance(noted, dict):
+            text = " ".join(str(noted["message"]).split())[:300]
+            texts[failure.local_rank] = f"process {failure.local_rank + 1}: {text}"
+    return "; ".join(texts[rank] for rank in sorted(texts))
