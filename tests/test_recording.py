@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condensation import fused
+from condensation import fused, recording
 from condensation.augmentation import AUGMENTATIONS
 from condensation.class_batches import LazyBatches
 from condensation.curvature import CURVATURE_FORMS
@@ -15,7 +15,7 @@ from condensation.distances import DISTANCES
 from condensation.draws import Draws
 from condensation.matching import Curvature, Engine, make_matching_step
 from condensation.randomness import generator
-from condensation.recording import Recorded
+from condensation.recording import Recorded, brought
 from condensation.siamese_augmentation import SiameseAugmentation, siamese
 from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
 
@@ -85,6 +85,36 @@ def test_batches_and_draws_are_made_of_tensors_for_it() -> None:
     again, same_draw = torch.utils._pytree.tree_unflatten(others, structure)
     assert isinstance(same_draw, SiameseAugmentation) and torch.equal(same_draw.cut, draw.cut)
     assert again[0].tolist() == [1, 3]
+
+
+def test_what_is_on_the_host_is_copied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy for each type of number, whatever the number of draws; views of it are given."""
+    copied: list[Tensor] = []
+
+    def copy(tensor: Tensor, device: torch.device) -> Tensor:
+        copied.append(tensor.clone())
+        return copied[-1]
+
+    monkeypatch.setattr(recording, "to_device", copy)
+    draws = [siamese(1, (8, 8), generator(number)) for number in range(5)]
+    empty, scalar = torch.zeros(0, 3), torch.tensor(0.5)
+    leaves: list[Tensor] = [*torch.utils._pytree.tree_flatten(draws)[0], empty, scalar]
+    types = {leaf.dtype for leaf in leaves}
+    assert len(leaves) > 20 and len(types) < 4
+    found = brought(leaves, torch.device("cpu"))
+    assert len(copied) == len(types)
+    assert [*map(torch.Tensor.tolist, found)] == [*map(torch.Tensor.tolist, leaves)]
+    assert [leaf.shape for leaf in found] == [leaf.shape for leaf in leaves]
+    storages = {leaf.untyped_storage().data_ptr() for leaf in copied}
+    assert {leaf.untyped_storage().data_ptr() for leaf in found} == storages
+
+
+def test_what_is_elsewhere_than_on_the_host_stays_there() -> None:
+    meta = torch.device("meta")
+    mixed = [torch.zeros(2, device=meta), torch.zeros(3), torch.zeros(2, 2)]
+    found = brought(mixed, meta)
+    assert found[0] is mixed[0] and {leaf.device for leaf in found} == {meta}
+    assert [leaf.shape for leaf in found] == [leaf.shape for leaf in mixed]
 
 
 @pytest.mark.cuda

@@ -3,7 +3,7 @@
 A graph reads its arguments from memory of its own, where they are copied for each run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -51,6 +51,27 @@ def recordable(leaves: list[Any]) -> bool:
     return known and any(leaf.is_cuda for leaf in tensors)
 
 
+def brought(leaves: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors on a device: those in the host's memory by one copy for each type of number.
+
+    A copy of a few bytes takes as long as one of many: what is drawn for the augmentation of each
+    class is five small tensors.
+    """
+    there = list(leaves)
+    of_type: dict[torch.dtype, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        if leaf.device.type == "cpu":
+            of_type.setdefault(leaf.dtype, []).append(place)
+        else:
+            there[place] = leaf.to(device)
+    for places in of_type.values():
+        flat = [leaves[place].flatten() for place in places]
+        parts = to_device(torch.cat(flat), device).split([len(each) for each in flat])
+        for place, part in zip(places, parts, strict=True):
+            there[place] = part.view(leaves[place].shape)
+    return there
+
+
 class _Graph:
     """A recording for arguments of one shape."""
 
@@ -80,7 +101,7 @@ class _Graph:
 
     def __call__(self, leaves: list[Tensor | None]) -> Any:
         device = self._inputs[0].device
-        given = [to_device(leaf, device) for leaf in leaves if leaf is not None]
+        given = brought([leaf for leaf in leaves if leaf is not None], device)
         for places in self._places.values():
             torch._foreach_copy_([self._inputs[i] for i in places], [given[i] for i in places])
         self._graph.replay()
