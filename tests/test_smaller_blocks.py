@@ -11,6 +11,7 @@ from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.distances import DISTANCES, Distance
 from condensation.matching import Engine, Matched, match_classes
 from condensation.networks import NetworkFunction, Theta
+from condensation.recording import settled
 from condensation.stacked_classes import ClassInputs, ClassSlopes, Transform
 from conftest import NUM_CLASSES, random_images, tiny_network
 
@@ -107,6 +108,36 @@ def test_classes_that_do_not_fit_together_are_matched_in_parts(
     assert len(sizes) == NUM_CLASSES
     said = capsys.readouterr().err.splitlines()
     assert said == ["out of memory: from now on 1 classes of synthetic images at a time"]
+
+
+@pytest.mark.parametrize("library", ["CUBLAS", "CUDNN"])
+def test_the_memory_of_a_library_of_cuda_is_memory(library: str) -> None:
+    def full(size: int) -> int:
+        if size > 2:
+            raise RuntimeError(f"CUDA error: {library}_STATUS_ALLOC_FAILED when calling `create`")
+        return size
+
+    assert memory.with_less_memory(full, 8, "cpu") == 2
+
+
+def test_what_ran_out_of_memory_is_recorded_again() -> None:
+    """So that no recording has the work that failed."""
+    recordings: list[list[int]] = []
+
+    def record() -> list[int]:
+        recordings.append([])
+
+        def full(size: int) -> list[int]:
+            recordings[-1].append(size)
+            if size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return recordings[-1]
+
+        return memory.with_less_memory(full, 8, "cpu")
+
+    assert settled(record) == [2]
+    assert recordings == [[8, 4, 2], [2]]
+    assert settled(record) == [2] and len(recordings) == 3
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory", "mat1 and mat2 do not fit"])

@@ -9,8 +9,16 @@ from tqdm import tqdm
 
 Result = TypeVar("Result")
 
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate|not enough memory", re.I)
+# The last is what cuBLAS and cuDNN say.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate|not enough memory|STATUS_ALLOC_FAILED", re.I
+)
 _largest: dict[tuple[str, str], int] = {}  # (type of device, what): how many at once
+
+
+def largest_blocks() -> dict[tuple[str, str], int]:
+    """Return what was found to fit so far, by type of device and of pieces."""
+    return dict(_largest)
 
 
 def with_less_memory(

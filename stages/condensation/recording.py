@@ -5,13 +5,16 @@ A graph reads its arguments from memory of its own, where they are copied for ea
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from condensation.devices import to_device
+from condensation.memory import largest_blocks
+
+Made = TypeVar("Made")
 
 WARM_UPS = 2
 """Runs before the one that is recorded: what is compiled, chosen or allocated once is done then."""
@@ -72,6 +75,20 @@ def brought(leaves: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return there
 
 
+def settled(record: Callable[[], Made]) -> Made:
+    """Return what is recorded, once memory does not run out on the way.
+
+    What had been done until it did, and was then done again by smaller blocks (`memory.py`), is in
+    the recording, too: it would be done in vain each time. With the sizes that fit it is not.
+    """
+    while True:
+        before = largest_blocks()
+        made = record()
+        if largest_blocks() == before:
+            return made
+        del made  # before the next, which needs the memory
+
+
 class _Graph:
     """A recording for arguments of one shape."""
 
@@ -91,10 +108,15 @@ class _Graph:
             for _ in range(WARM_UPS):
                 function(*arguments)
         main.wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads go on meanwhile: those that get the next batch ready.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self._results = function(*arguments)
+
+        def record() -> tuple[torch.cuda.CUDAGraph, Any]:
+            graph = torch.cuda.CUDAGraph()
+            # Other threads go on meanwhile: those that get the next batch ready.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                results = function(*arguments)
+            return graph, results
+
+        self._graph, self._results = settled(record)
         self._places: dict[torch.dtype, list[int]] = {}  # to copy those of a type at once
         for place, leaf in enumerate(self._inputs):
             self._places.setdefault(leaf.dtype, []).append(place)
