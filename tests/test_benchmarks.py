@@ -3,6 +3,8 @@
 import io
 import json
 import mmap
+import signal
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,7 @@ from benchmarks.cases import ALL, CUDA_LADDER, GROWTH, KINDS, LADDER, Case, grow
 from benchmarks.figures import growth, measured
 from benchmarks.measure import Effort, Peak, Record, interleave, not_recorded, rates, spread, work
 from benchmarks.tables import show
-from benchmarks.worker import serve
+from benchmarks.worker import Died, TooLong, Worker, serve
 from condensation import derivatives, fused, matching, recording, stacked_classes
 
 CPU = torch.device("cpu")
@@ -188,6 +190,53 @@ def test_the_table_and_the_figure_show_what_is_measured_and_say_what_is_not() ->
     assert len(axes) == 2 * len(GROWTH)
     assert [line.get_label() for line in axes[len(GROWTH)].lines] == ["reference", "engine"]
     assert np.asarray(axes[len(GROWTH)].lines[0].get_ydata()).tolist() == [1, 1]  # MiB
+
+
+def test_a_side_that_raises_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no lack of time; the same reason at each request after it."""
+    broken = Case(**{**asdict(TINY), "network": "nothing"})
+    assert ask(broken, "engine", "ready", "run") == [{"error": "KeyError: 'nothing'"}]
+    assert "Traceback" in capsys.readouterr().err
+    with closing(Worker(broken, "engine", CPU)) as worker:
+        for what in ("ready", "run"):
+            with pytest.raises(Died, match="^engine: KeyError: 'nothing'$"):
+                worker.ask(what, 60)
+
+
+def test_a_process_that_is_killed_says_by_what_and_one_that_is_late_is_late() -> None:
+    with closing(Worker(TINY, "reference", CPU)) as worker:
+        worker._process.send_signal(signal.SIGSEGV)
+        with pytest.raises(Died, match="^reference: ended by SIGSEGV$"):
+            worker.ask("ready", 60)
+    with closing(Worker(TINY, "reference", CPU)) as worker:
+        for _ in range(2):
+            with pytest.raises(TooLong):
+                worker.ask("ready", 0)
+
+
+def test_what_died_is_written_shown_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = MagicMock(side_effect=Died("engine: RuntimeError: out of memory"))
+    monkeypatch.setattr(benchmark, "Worker", lambda *_: MagicMock(ask=asked))
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "ALL", (TINY, Case(kind="ladder on CUDA")))
+    monkeypatch.setattr(benchmark, "ceilings", lambda *_: written()["ceilings"])
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu"])
+    for _ in range(2):
+        benchmark.main()
+        (path,) = tmp_path.glob("*.json")
+        case = json.loads(path.read_text())["cases"][TINY.name]
+        assert case["died"] == "engine: RuntimeError: out of memory" and case["date"]
+        table = capsys.readouterr().out
+        assert f"{TINY.name}: engine: RuntimeError: out of memory" in table.splitlines()
+        assert table.count("not measured") == 1
+        number = asked.call_count
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", "--again"])
+    benchmark.main()
+    assert asked.call_count == 2 * number
+    file = {**written(), "cases": {case.name: {"died": "why"} for case in ALL}}
+    assert measured(file, "ipc", "engine") == [] and growth(file)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """The benchmark: reference and engine side by side, into `results/benchmarks/<device>.json`.
 
 A run goes on with the cases that the file does not have yet, and stops when its time is over; what
-has not run is null in the file, and "not measured" in the table. Each case has its own date and
-commit. Time and memory are those of processes of their own (`worker.py`), which take turns.
+has not run is null in the file, and "not measured" in the table. A case of which a process died is
+there with the reason, and tried again with `--again` alone. Each case has its own date and commit.
+Time and memory are those of processes of their own (`worker.py`), which take turns.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import torch
 from benchmarks.cases import ALL, KINDS, NETWORKS, Case
 from benchmarks.measure import Effort, Record, ceilings, interleave, rates, rounded
 from benchmarks.tables import show
-from benchmarks.worker import TooLong, Worker, serve
+from benchmarks.worker import Died, TooLong, Worker, serve
 from condensation.devices import choose_device
 from condensation.files import write_json
 
@@ -100,7 +101,7 @@ def make_ready(workers: Workers, end: float, first: bool) -> None:
     """
     for side, worker in workers.items():
         for what in ("ready", "run") if first and side != "reference" else ("ready",):
-            with suppress(TooLong):  # which comes again when it is measured
+            with suppress(TooLong, Died):  # which come again when it is measured
                 worker.ask(what, end - time.monotonic())
 
 
@@ -116,6 +117,7 @@ def measure(case: Case, workers: Workers, device: torch.device, end: float, call
 
     Raises:
         TooLong: There was not enough time.
+        Died: A process has ended.
     """
 
     def ask(worker: Worker, what: str) -> Any:
@@ -208,6 +210,8 @@ def main() -> None:
                     cases[case.name] = {**measure(case, workers, device, end, several), **stamp}
                 except TooLong:
                     continue  # a shorter one may still fit
+                except Died as reason:
+                    cases[case.name] = {"died": f"{reason}", **stamp}
                 write_json(path, written)
     write_json(path, written)
     print(show(written))

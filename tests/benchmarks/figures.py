@@ -107,7 +107,9 @@ def measured(written: Record, key: str, side: str) -> list[tuple[int, Record]]:
         (size, written["cases"].get(case.name))
         for size, case in zip(GROWTH[key], grown(key), strict=True)
     ]
-    return [(size, case["sides"][side]) for size, case in pairs if case is not None]
+    return [
+        (size, case["sides"][side]) for size, case in pairs if case is not None and "sides" in case
+    ]
 
 
 def _draw_seconds(axes: Axes, written: Record, key: str, side: str, look: Record) -> None:

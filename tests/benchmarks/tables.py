@@ -17,10 +17,14 @@ def show(written: Record) -> str:
     product, copy = (
         most[name]["median"] for name in ("matmul_float32_flop_per_second", "copy_bytes_per_second")
     )
-    rows = [HEAD]
+    rows, died = [HEAD], []
     for name, case in written["cases"].items():
         if case is None:
             rows.append((name, "", "not measured", *[""] * 6))
+            continue
+        if "died" in case:
+            rows.append((name, "", "died", *[""] * 6))
+            died.append(f"{name}: {case['died']}")
             continue
         slowest = next(iter(case["sides"].values()))["seconds"]["median"]
         for side, found in case["sides"].items():
@@ -42,7 +46,7 @@ def show(written: Record) -> str:
     ceilings = (
         f"Ceilings: {product / 1e9:.4g} GFLOP/s (product in float32), {copy / 1e9:.3g} GB/s (copy)"
     )
-    return "\n".join([_machine(about), ceilings, "", *_aligned(rows)])
+    return "\n".join([_machine(about), ceilings, "", *_aligned(rows), *died])
 
 
 def show_accuracy(written: Record) -> str:

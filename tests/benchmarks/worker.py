@@ -5,9 +5,12 @@ not; the peak of memory is that of one side; and the two take turns.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import threading
+import traceback
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,12 +19,17 @@ import torch
 
 from benchmarks.cases import KINDS, Case
 from benchmarks.measure import Peak, Record, timed, work
+from condensation.errors import one_line
 
 SCRIPT = Path(__file__).with_name("benchmark.py")
 
 
 class TooLong(Exception):
-    """A run takes longer than there is time, or its process has died."""
+    """A run takes longer than there is time."""
+
+
+class Died(Exception):
+    """The process of a side has ended by itself; says which side, and why."""
 
 
 class Worker:
@@ -29,6 +37,7 @@ class Worker:
 
     def __init__(self, case: Case, side: str, device: torch.device) -> None:
         """Start it; it draws its inputs."""
+        self._side, self._late, self._why = side, False, ""
         self._process = subprocess.Popen(
             [sys.executable, str(SCRIPT), "--serve", json.dumps([asdict(case), side, device.type])],
             stdin=subprocess.PIPE,
@@ -46,25 +55,50 @@ class Worker:
 
         Raises:
             TooLong: There is none within `seconds`.
+            Died: The process cannot give one, or has ended.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        limit = threading.Timer(max(seconds, 0), self._process.kill)
+        limit = threading.Timer(max(seconds, 0), self._stop)
         limit.start()
         try:
-            self._process.stdin.write(f"{what}\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+            with suppress(BrokenPipeError):  # it may have said why before it ended
+                self._process.stdin.write(f"{what}\n")
+                self._process.stdin.flush()
+            line = self._process.stdout.readline()
         finally:
             limit.cancel()
-        if not answer:
+        if not line and self._late:
             raise TooLong
-        return json.loads(answer)
+        answer = json.loads(line) if line else None
+        if isinstance(answer, dict) and "error" in answer:
+            self._why = answer["error"]
+        elif line:
+            return answer
+        self._why = self._why or self._how_it_ended()
+        raise Died(f"{self._side}: {self._why}")
+
+    def _stop(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        if status < 0:
+            return f"ended by {signal.Signals(-status).name}"
+        return f"ended with exit status {status}"
 
 
 def serve(description: str, requests: TextIO, answers: TextIO) -> None:
-    """Be such a process: answer each line with a line of JSON."""
+    """Be such a process: answer each line with a line of JSON, an error with its text, the last."""
+    try:
+        _answer(description, requests, answers)
+    except Exception as error:
+        traceback.print_exc()
+        said = {"error": one_line(f"{type(error).__name__}: {error}")}
+        print(json.dumps(said), file=answers, flush=True)
+
+
+def _answer(description: str, requests: TextIO, answers: TextIO) -> None:
     sizes, side, device_type = json.loads(description)
     case, device = Case(**sizes), torch.device(device_type)
     run = KINDS[case.kind].make(case, device, side)
