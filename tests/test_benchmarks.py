@@ -3,6 +3,7 @@
 import io
 import json
 import mmap
+import re
 import signal
 from contextlib import closing
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import benchmark, cases
+from benchmarks import benchmark, cases, measure
 from benchmarks.cases import ALL, CUDA_LADDER, GROWTH, KINDS, LADDER, Case, grown
 from benchmarks.figures import growth, measured
 from benchmarks.measure import Effort, Peak, Record, interleave, not_recorded, rates, spread, work
@@ -260,6 +261,57 @@ def test_the_command_writes_the_file_and_goes_on_with_it(
         "1 process"
     }
     assert LADDER[0] in capsys.readouterr().out
+
+
+def test_each_ceiling_is_measured_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, str]] = []
+
+    def multiply(a: torch.Tensor, *_: torch.Tensor) -> None:
+        seen.append((a.dtype, torch.get_float32_matmul_precision()))
+
+    monkeypatch.setattr(measure, "_multiply", multiply)
+    monkeypatch.setattr(measure, "CEILING_SIZE", {"cpu": 4})
+    monkeypatch.setattr(measure, "COPIED_BYTES", {"cpu": 64})
+    monkeypatch.setattr(measure, "CEILINGS", {"cpu": measure.CEILINGS["cuda"]})
+    before = torch.get_float32_matmul_precision()
+    found = measure.ceilings(CPU, Effort(0, 1, 1))
+    assert [*dict.fromkeys(seen)] == [
+        (torch.float32, "highest"),
+        (torch.float32, "high"),
+        (torch.bfloat16, "highest"),
+    ]
+    assert torch.get_float32_matmul_precision() == before
+    assert {f"matmul_{name}_flop_per_second" for name in measure.CEILINGS["cpu"]} <= {*found}
+
+
+def test_the_share_is_of_the_ceiling_in_the_precision_of_the_row() -> None:
+    """A row of before has none: on CUDA its convolutions were in TF32; its bytes are read, too."""
+    assert cases.precision(TINY, torch.device("cuda"), "engine") == "tf32"
+    assert cases.precision(TINY, CPU, "reference") == "float32"
+    assert cases.precision(TINY, CPU, LADDER[-1]) == "bfloat16"
+    file = written()
+    rate = {name: rates(value, spread([1.0])) for name, value in (("tf32", 40), ("bfloat16", 80))}
+    more = {f"matmul_{name}_flop_per_second": value for name, value in rate.items()}
+    (name, *_) = (name for name, case in file["cases"].items() if case is not None)
+    sides = file["cases"][name]["sides"]
+    lower = {**sides["engine"], "precision": "bfloat16"}
+    lower["operator_bytes_per_second"] = lower.pop("bytes_per_second")
+    file["cases"] = {name: {"sides": {"reference": sides["reference"], "engine": lower}}}
+    file["ceilings"] |= more
+
+    def shares(device: str) -> list[str]:
+        table = show({**file, "machine": {**file["machine"], "device": device}}).splitlines()
+        return [" ".join(line.split()[-2:]) for line in table if line.startswith(name)]
+
+    assert shares("CPU, 2 threads") == ["50% 25%", "12% 25%"]
+    assert shares("NVIDIA H100") == ["25% 25%", "12% 25%"]
+    del file["ceilings"]["matmul_tf32_flop_per_second"]
+    assert shares("NVIDIA H100") == ["1 25%", "12% 25%"]
+
+
+@pytest.mark.parametrize("path", sorted(benchmark.RESULTS.glob("[!a]*.json")), ids=lambda p: p.stem)
+def test_the_committed_figures_are_read(path: Path) -> None:
+    assert re.search(r"\d%$", show(json.loads(path.read_text())), re.M)
 
 
 def touch(megabytes: int) -> None:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.cases import ALL, KINDS, NETWORKS, Case
+from benchmarks.cases import ALL, KINDS, NETWORKS, Case, precision
 from benchmarks.measure import Effort, Record, ceilings, interleave, rates, rounded
 from benchmarks.tables import show
 from benchmarks.worker import Died, TooLong, Worker, serve
@@ -142,10 +142,11 @@ def measure(case: Case, workers: Workers, device: torch.device, end: float, call
             amount = ask(worker, "work")
             flop = amount["flop"] if side == "reference" else found["reference"]["flop"]
             found[side] |= {
+                "precision": precision(case, device, side),
                 "flop": flop,
-                "bytes": amount["bytes"],
+                "operator_bytes": amount["bytes"],
                 "flop_per_second": rates(flop, spent),
-                "bytes_per_second": rates(amount["bytes"], spent),
+                "operator_bytes_per_second": rates(amount["bytes"], spent),
             }
     first, last = (found[side]["seconds"]["median"] for side in (sides[0], sides[-1]))
     return {"sides": found, "times_as_fast": rounded(first / last)}

@@ -331,6 +331,15 @@ def processes(case: Case, device: torch.device, side: str) -> Run:
     return run_of_processes(case.classes, case.real, int(side.split()[0]), device)
 
 
+def precision(case: Case, device: torch.device, side: str) -> str:
+    """Return what most products of a side are calculated in, one of `CEILINGS` of the device."""
+    if side.endswith("bfloat16"):
+        return "bfloat16"
+    convolutions = not case.network.startswith("mlp")
+    in_tf32 = device.type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32
+    return "tf32" if in_tf32 else "float32"
+
+
 def _nothing(_: object) -> None:
     """Leave a result."""
 

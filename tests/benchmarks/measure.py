@@ -3,7 +3,8 @@
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ Record = dict[str, Any]
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product is the ceiling, by type of device."""
+
+CEILINGS = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "tf32", "bfloat16")}
+"""What the product is calculated in, by type of device. TF32 is float32 whose factors are rounded
+to 10 bits: PyTorch's default on CUDA for convolutions, and not for products."""
 
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Bytes of the tensor whose copy is the ceiling: more than any cache holds."""
@@ -170,11 +175,12 @@ def not_recorded(_: object) -> bool:
 
 
 def work(run: Run) -> Record:
-    """Return the floating-point operations and the bytes of a run.
+    """Return the floating-point operations and the operators' bytes of a run.
 
-    Operations: of products and convolutions, by the formulas of `torch.utils.flop_counter`. Bytes:
-    what the operators read and write when each goes to memory by itself; the passes of compiled
-    kernels are not among them.
+    Operations: of products and convolutions, by the formulas of `torch.utils.flop_counter`: of each
+    convolution those of the direct one, more than Winograd's takes. Bytes: what the operators would
+    read and write if each went to memory by itself, more than is moved where a cache holds what
+    goes from one to the next; the passes of compiled kernels are not among them.
     """
     # An operator is seen by the thread that counts alone, and not within a compiled graph.
     in_turn = patch.object(matching, "parallel_map", _in_turn)
@@ -185,18 +191,31 @@ def work(run: Run) -> Record:
 
 
 def ceilings(device: torch.device, effort: Effort) -> Record:
-    """Return the most of the device: FLOP/s of a matrix product, bytes/s of a copy."""
+    """Return the most of the device: FLOP/s of matrix products (`CEILINGS`), bytes/s of a copy."""
     size, copied = CEILING_SIZE[device.type], COPIED_BYTES[device.type]
     found: Record = {"matmul_size": size, "copied_bytes": copied}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for name in CEILINGS[device.type]:
+        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         multiply = partial(_multiply, a, b, torch.empty_like(a))
-        seconds = interleave({"": partial(timed, multiply, device)}, effort)[""]["seconds"]
+        with float32_products("high" if name == "tf32" else "highest"):
+            seconds = interleave({"": partial(timed, multiply, device)}, effort)[""]["seconds"]
         found[f"matmul_{name}_flop_per_second"] = rates(2 * size**3, seconds)
     source = torch.ones(copied // 4, device=device)
     copy = partial(_copy, torch.empty_like(source), source)
     seconds = interleave({"": partial(timed, copy, device)}, effort)[""]["seconds"]
     return {**found, "copy_bytes_per_second": rates(2 * copied, seconds)}
+
+
+@contextmanager
+def float32_products(precision: str) -> Generator[None]:
+    """Calculate products of float32 in this precision of `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -1,12 +1,19 @@
 """The benchmark as text tables."""
 
+import re
 from collections.abc import Sequence
 
 from benchmarks.measure import Record
 
 HEAD = (
     *("case", "side", "seconds (quartiles)", "n", "first, s", "times as fast"),
-    *("peak, MiB", "FLOP/s of ceiling", "bytes/s of ceiling"),
+    *("peak, MiB", "FLOP/s of ceiling", "operator bytes/s of ceiling"),
+)
+NOTE = (
+    "Shares of the ceilings may be above 100 %: operations are counted as those of direct "
+    "convolution, of which Winograd's takes fewer; and operator bytes as if nothing that one "
+    "operator leaves in a cache were read there by the next. The ceiling is the product in the "
+    "precision of the side's own products."
 )
 ACCURACY_HEAD = ("way", "iteration", "accuracy, % ± sd", "seeds", "from the reference (95 %)")
 
@@ -14,9 +21,14 @@ ACCURACY_HEAD = ("way", "iteration", "accuracy, % ± sd", "seeds", "from the ref
 def show(written: Record) -> str:
     """Return the table of what `benchmark.py` has written: medians with quartiles."""
     about, most = written["machine"], written["ceilings"]
-    product, copy = (
-        most[name]["median"] for name in ("matmul_float32_flop_per_second", "copy_bytes_per_second")
-    )
+    products = {
+        match[1]: rate["median"]
+        for name, rate in most.items()
+        if (match := re.fullmatch("matmul_(.*)_flop_per_second", name))
+    }
+    copy = most["copy_bytes_per_second"]["median"]
+    # What the rows without a precision were measured in: all are of a ConvNet.
+    usual = "float32" if about["device"].startswith("CPU") else "tf32"
     rows, died = [HEAD], []
     for name, case in written["cases"].items():
         if case is None:
@@ -39,14 +51,14 @@ def show(written: Record) -> str:
                     "" if found["first_call"] is None else f"{found['first_call']:.3g}",
                     f"{slowest / spent['median']:.3g}",
                     f"{found['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in found else "",
-                    _share(found, "flop_per_second", product),
-                    _share(found, "bytes_per_second", copy),
+                    _share(found, products.get(found.get("precision", usual)), "flop_per_second"),
+                    # The second name is that of figures of before.
+                    _share(found, copy, "operator_bytes_per_second", "bytes_per_second"),
                 )
             )
-    ceilings = (
-        f"Ceilings: {product / 1e9:.4g} GFLOP/s (product in float32), {copy / 1e9:.3g} GB/s (copy)"
-    )
-    return "\n".join([_machine(about), ceilings, "", *_aligned(rows), *died])
+    rates = [f"{rate / 1e9:.4g} GFLOP/s (product in {name})" for name, rate in products.items()]
+    ceilings = f"Ceilings: {', '.join(rates)}, {copy / 1e9:.3g} GB/s (copy)"
+    return "\n".join([_machine(about), ceilings, NOTE, "", *_aligned(rows), *died])
 
 
 def show_accuracy(written: Record) -> str:
@@ -90,5 +102,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _share(found: Record, name: str, most: float) -> str:
-    return f"{found[name]['median'] / most:.0%}" if name in found else ""
+def _share(found: Record, most: float | None, *names: str) -> str:
+    # Of the first name that is there; of a ceiling that is not measured there is no share.
+    values = [found[name]["median"] for name in names if name in found]
+    return f"{values[0] / most:.0%}" if values and most else ""
