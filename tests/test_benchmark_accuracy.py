@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import accuracy, benchmark, figures
@@ -162,6 +163,51 @@ def test_the_command_writes_draws_and_goes_on(
     monkeypatch.setattr(accuracy, "settings", lambda: tiny(condense=matching))
     accuracy.main()
     assert measured == [2, 0, 1, 2]  # figures of other settings are not gone on with
+
+
+def test_other_numbers_of_images_have_a_file_of_their_own(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accuracy, "SEEDS", (0,))
+    monkeypatch.setattr(accuracy, "measure", lambda *_: of_seed(80, None))
+    drawn: list[str] = []
+
+    def draw(written: Record) -> Figure:
+        figure = curves(written)
+        drawn.append(figure.axes[0].get_xlabel())
+        return figure
+
+    monkeypatch.setattr(accuracy, "curves", draw)
+    for options in ([], ["--ipc", "2"], ["--ipc", "2", "--real", "9"], ["--real", "5"]):
+        monkeypatch.setattr("sys.argv", ["accuracy.py", "--device", "cpu", *options])
+        accuracy.main()
+    settings = {
+        path.stem.removesuffix(f"cpu-{torch.get_num_threads()}-threads"): json.loads(
+            path.read_text()
+        )["settings"]
+        for path in small.glob("*.json")
+    }
+    sizes = {name: (used["ipc"], used["real_per_class"]) for name, used in settings.items()}
+    # The tiny settings have five real images: a number that is theirs is not another one.
+    assert sizes == {
+        "accuracy-": (1, 5),
+        "accuracy-ipc-2-": (2, 5),
+        "accuracy-ipc-2-real-9-": (2, 9),
+    }
+    assert "(9 real ones in a batch)" in capsys.readouterr().out
+    assert drawn[2] == "iterations (2 images a class from 9 real ones)"
+    usual = SETTINGS.ipc, SETTINGS.condense.real_per_class
+    assert usual == figures.USUAL
+    with pytest.raises(ValueError, match="--ipc: got 0, takes a number from 1"):
+        accuracy.sized(SETTINGS, 0, None)
+
+
+def test_reference_and_engine_take_any_number_of_images() -> None:
+    params, _ = accuracy.sized(tiny(), 2, 4)
+    problem = problem_of(params)
+    assert len(problem.initial()) == 2 * 3
+    for theirs, ours in zip(*(WAYS[name](problem, False) for name in [*WAYS][:2]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def of_seed(theirs: float, ours: float | None, apart: float = 1e-6) -> Record:

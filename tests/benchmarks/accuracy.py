@@ -2,8 +2,10 @@
 
 Each of `WAYS` condenses MNIST with the same draws, and the same fresh networks are trained on the
 images that each comes to. The rate of the images, its schedule and the momentum are those of
-params.yaml, the rest is fixed here. A seed is written when it is done; a run goes on with those
-that the file does not have yet. About eight minutes on two CPU cores.
+params.yaml, the rest is fixed here, but for the numbers of images: `--ipc` and `--real` take others
+than one synthetic and 24 real ones a class, and have a file of their own. A seed is written when it
+is done; a run goes on with those that the file does not have yet. About eight minutes on two CPU
+cores.
 """
 
 import argparse
@@ -79,6 +81,37 @@ def settings() -> Params:
         compile="on",  # what auto comes to for a long run
         condense=matching,
     )
+
+
+def sized(params: Params, ipc: int | None, real_per_class: int | None) -> tuple[Params, str]:
+    """Return the settings with other numbers of images, and what the file's name begins with.
+
+    Args:
+        params: The settings.
+        ipc: Synthetic images a class; None: as they are.
+        real_per_class: Real images a class in a batch, likewise.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+    condense = params.condense
+    changed = {
+        name: value
+        for name, value, usual in (
+            ("ipc", ipc, params.ipc),
+            ("real", real_per_class, condense.real_per_class),
+        )
+        if value not in (None, usual)
+    }
+    for name, value in changed.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: got {value}, takes a number from 1")
+    condense = dataclasses.replace(
+        condense, real_per_class=changed.get("real") or condense.real_per_class
+    )
+    prefix = "".join(f"{name}-{value}-" for name, value in changed.items())
+    params = dataclasses.replace(params, ipc=changed.get("ipc") or params.ipc, condense=condense)
+    return params, f"accuracy-{prefix}"
 
 
 def load() -> tuple[Dataset, Dataset]:
@@ -183,12 +216,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--again", action="store_true", help="measure again what the file has")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--ipc", type=int, help="synthetic images a class (1)")
+    parser.add_argument("--real", type=int, help="real images a class in a batch (24)")
     given = parser.parse_args()
     device = choose_device(given.device)
     keep_freed_memory()
     set_determinism()
-    params, about = settings(), machine(device)
-    path = result_file(about, "accuracy-")
+    params, prefix = sized(settings(), given.ipc, given.real)
+    about = machine(device)
+    path = result_file(about, prefix)
     check_writable(path)
     written = json.loads(path.read_text()) if path.exists() else {}
     # Figures of other settings are none of these.

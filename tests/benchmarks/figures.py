@@ -31,6 +31,8 @@ LABELS = {
     "size": "image size (pixels)",
     "sets": "sets",
 }
+USUAL = (1, 24)
+"""Images a class, synthetic and real in a batch, of accuracies whose file does not name them."""
 LINES = ("solid", (0, (4, 2)), (0, (1, 1.2)))
 
 
@@ -77,7 +79,7 @@ def curves(written: Record) -> Figure:
                 )
             axes.set_xticks(iterations)
         axes.set_xlim(left=0)
-        axes.set_xlabel("iterations")
+        axes.set_xlabel("iterations" + _sizes(written["settings"]))
         axes.set_ylabel("test accuracy (%)")
         axes.legend(loc="lower right")
         _entitle(
@@ -86,6 +88,12 @@ def curves(written: Record) -> Figure:
             f"{written['machine']['device']}",
         )
     return figure
+
+
+def _sizes(used: Record) -> str:
+    # Of a file with other numbers of images than the usual ones.
+    ipc, real = used["ipc"], used["real_per_class"]
+    return "" if (ipc, real) == USUAL else f" ({ipc} images a class from {real} real ones)"
 
 
 def _look(number: int, label: str) -> dict[str, Any]:

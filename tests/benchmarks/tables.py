@@ -82,7 +82,8 @@ def show_accuracy(written: Record) -> str:
             images.append(f"{name}: those of iteration 1 differ by {value:.1e} from float64's")
     used = written["settings"]
     what = (
-        f"{used['dataset']}, {used['network']}, images a class: {used['ipc']}; "
+        f"{used['dataset']}, {used['network']}, images a class: {used['ipc']} "
+        f"({used['real_per_class']} real ones in a batch); "
         f"{used['evaluation']['networks']} networks for each seed and iteration"
     )
     return "\n".join([_machine(written["machine"]), what, "", *_aligned(rows), "", *images])
