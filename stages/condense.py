@@ -301,7 +301,8 @@ def choose_engine(
 
     Returns:
         Whether they are compiled graphs; the precision of gradients on real images, a key of
-        `PRECISIONS`; and what was chosen, and why, in lines.
+        `PRECISIONS`; and what was chosen, and why, in a line each for the compiled graphs, for the
+        kernels and for the precision, where there was a choice.
     """
     settings, (outer, _) = params.condense, params.loops
     num_steps = settings.iterations * outer

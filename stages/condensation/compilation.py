@@ -32,9 +32,11 @@ FEWEST_IMAGES = 5000
 the seconds of the stages."""
 
 FEWEST_STEPS = 500
-"""Image steps from which `auto` compiles on CUDA. On an H100, with 256 real images of each of ten
-classes, a step of ConvNet takes 5 ms, where the gradients on the real images alone take 29 if each
-operator is launched by itself; the first step takes 11 to 20 s."""
+"""Image steps from which `auto` compiles on CUDA: a round number among those from which it pays. On
+an H100 (`results/benchmarks`; ConvNet, order 1, ten classes of one image and 256 real ones) a step
+in TF32 takes 7.3 ms, where one transform of all classes that is not compiled takes 45; the first
+takes 10 to 32 s, there 7: it pays from 80 to 660 steps on. No row tells it of another network or of
+order 2, whose first step takes 39 s (`lookahead`) and 77 s (`hvp`)."""
 
 TOLERANCE = 1e-4
 """Largest difference from PyTorch's operators, relative to the largest number, in float32."""
