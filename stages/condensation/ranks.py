@@ -124,7 +124,7 @@ class _Joined(Ranks):
         value = torch.tensor(number, device=self._device)
         with _noticing_loss():
             dist.all_reduce(value, dist.ReduceOp.MAX)
-        return int(value)
+            return int(value)  # on CUDA, what failed is known here
 
     def share(self, state: State | None) -> State | None:
         content = encode_state(state) if self.first and state is not None else b""
@@ -137,7 +137,8 @@ class _Joined(Ranks):
         buffer = buffer.to(self._device)
         with _noticing_loss():
             dist.broadcast(buffer, src=0)
-        return decode_state(buffer.cpu().numpy().tobytes())
+            content = buffer.cpu().numpy().tobytes()
+        return decode_state(content)
 
 
 @contextlib.contextmanager
