@@ -38,8 +38,8 @@ def cover(features: Tensor, num_chosen: int) -> Tensor:
     """Choose so that no image of the class is far from a chosen one.
 
     The greedy k-center rule (Gonzalez, 1985; as a coreset: Sener and Savarese, ICLR 2018): each
-    choice is the image farthest from its nearest chosen one. The rule leaves the first one free; here
-    it is the one nearest the mean, which is what `herd` begins with.
+    choice is the image farthest from its nearest chosen one. The rule leaves the first one free;
+    here it is the one nearest the mean, which is what `herd` begins with.
     """
     chosen = herd(features, 1).tolist()
     gaps = features.new_full((len(features),), torch.inf)

@@ -49,7 +49,7 @@ def grey(
 ) -> Tensor:
     """Half of the largest pixel value everywhere.
 
-    That of Cartwright's GradientMatching is 0.5 in normalised space, on MNIST a pixel value of 0.28.
+    That of Cartwright's GradientMatching is 0.5 in normalised space: a pixel of 0.28 on MNIST.
     """
     return _constant(dataset, counts, 255 / 2)
 
@@ -59,7 +59,7 @@ def white(
 ) -> Tensor:
     """The largest pixel value everywhere.
 
-    That of Cartwright's GradientMatching is 1 in normalised space, on MNIST a pixel value of 0.44.
+    That of Cartwright's GradientMatching is 1 in normalised space: a pixel of 0.44 on MNIST.
     """
     return _constant(dataset, counts, 255)
 
