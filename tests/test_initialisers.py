@@ -171,6 +171,23 @@ def test_mean_of_one_image_a_class_is_the_class_mean(name: str, tiny_dataset: Da
         torch.testing.assert_close(images[index, 0].double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("kmeans_centers", "mean"),
+        ("sharpened_centers", "sharpened_mean"),
+        ("kcenter", "herding"),
+        ("kmeans", "herding"),
+    ],
+)
+def test_methods_that_are_the_same_for_one_image_a_class(
+    name: str, same: str, tiny_dataset: Dataset
+) -> None:
+    """In one channel, by pixels: a study measures them once."""
+    images, others = (initial(each, tiny_dataset, 1) for each in (name, same))
+    torch.testing.assert_close(images, others, rtol=1e-5, atol=1e-5)
+
+
 def test_means_are_of_parts_that_make_up_the_class(tiny_dataset: Dataset) -> None:
     images = pixels(tiny_dataset, initial("mean", tiny_dataset, 2))
     sizes = torch.tensor([4.0, 3.0])  # class 1 has 7 images

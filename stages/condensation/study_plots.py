@@ -64,7 +64,7 @@ def accuracy_curves(facets: Facets, by: str) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xlim(left=0)
-    _label(figure, panels, "seconds of condensation" if by == "seconds" else "iteration")
+    _label(figure, panels, "seconds" if by == "seconds" else "iteration")
     _legend(figure, facets, "mean over the sets;\nband: 95 % interval")
     return figure
 

@@ -62,7 +62,7 @@ def study_blocks(
             blocks.append(
                 Paragraph(
                     "Iterations"
-                    + ("" if panel in study.untimed else ", and seconds of one set's condensation,")
+                    + ("" if panel in study.untimed else ", and seconds of one set,")
                     + " to a mean accuracy of "
                     + "; ".join(f"{target:g} %" for target in dict.fromkeys(part["target"]))
                     + " (between two that were evaluated, interpolated):"
