@@ -5,7 +5,7 @@ from pathlib import Path
 from condensation.allocator import keep_freed_memory
 from condensation.artefacts import SyntheticSet, set_path, write_synthetic_set
 from condensation.counts import class_counts, counts_text
-from condensation.datasets import Dataset, load_training, shortages
+from condensation.datasets import Dataset, load_training
 from condensation.devices import choose_device, describe_device
 from condensation.features import Features, embedding, pixels
 from condensation.files import together
@@ -37,9 +37,7 @@ def main() -> None:
             try:
                 images = INITIALISERS[params.init](dataset, counts, stream, features)
             except ValueError as error:
-                # It may name the first class alone that is too small for its number.
-                said = shortages(dataset, counts) or str(error)
-                raise ValueError(f"ipc: got {number}, with init {params.init}: {said}") from None
+                raise ValueError(f"ipc: got {number}, with init {params.init}: {error}") from None
             metadata = {"init": params.init, "seed": str(seed), "split": params.split}
             synthetic = SyntheticSet(
                 images, counts, dataset.mean, dataset.std, dataset.class_names, metadata

@@ -32,6 +32,7 @@ def part_means(dataset: Dataset, counts: Sequence[int], generator: torch.Generat
     Raises:
         ValueError: A class has fewer images than parts.
     """
+    require_images(dataset, counts)
     means = []
     for index, (name, count) in enumerate(zip(dataset.class_names, counts, strict=True)):
         images = dataset.class_images(index)

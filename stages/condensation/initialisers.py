@@ -81,6 +81,7 @@ def real(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
     """Random real images of the class, without repeats (Zhao, Mopuri and Bilen, ICLR 2021)."""
+    require_images(dataset, counts)
     drawn = [
         sample_class(dataset.class_images(index), count, name, generator)
         for index, (name, count) in enumerate(zip(dataset.class_names, counts, strict=True))

@@ -69,7 +69,7 @@ def study_blocks(
                 )
             )
             blocks.append(_target_table(part))
-    return blocks + _warning_blocks(study, cells)
+    return blocks + _warning_blocks(cells)
 
 
 def facet_title(study: Study, panel: str, network: str, accuracies: pd.DataFrame) -> str:
@@ -191,22 +191,15 @@ def _with_spread(row: pd.Series) -> str:
     return text + ")"
 
 
-def _warning_blocks(study: Study, cells: Cells) -> list[Block]:
+def _warning_blocks(cells: Cells) -> list[Block]:
     # What `condense` warned of: a row for each arm and kind.
     rows = []
-    for key, cell in cells.items():
-        if not cell.warnings.empty:
-            for kind, of_kind in cell.warnings.groupby("kind", sort=False):
-                classes = of_kind["classes"].dropna().str.split(", ").explode().nunique()
-                first = of_kind["iteration"].min()
-                rows.append(
-                    [
-                        study.arms[key].key,
-                        KINDS[str(kind)],
-                        f"{classes}" * (classes > 0),
-                        f"{first}",
-                    ]
-                )
+    warned = {arm: cell.warnings for arm, cell in cells.items() if not cell.warnings.empty}
+    for arm, warnings in warned.items():
+        for kind, of_kind in warnings.groupby("kind", sort=False):
+            classes = of_kind["classes"].dropna().str.split(", ").explode().nunique()
+            shown = str(classes) if classes else ""
+            rows.append([arm, KINDS[str(kind)], shown, str(of_kind["iteration"].min())])
     text = "In full in cells/<arm>/warnings.csv, for arms that were measured since these are kept."
     table = Table(["arm", "what", "classes", "from iteration"], rows)
     return [Heading("Warnings of `condense`"), Paragraph(text), table] if rows else []
