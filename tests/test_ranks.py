@@ -150,6 +150,7 @@ def test_a_rank_that_dies_ends_the_run_and_others_go_on_to_the_same_images(
 
 SCRIPT = """
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, "{stages}")
@@ -169,14 +170,17 @@ if not started_by_torchrun():
 with joined(cpu) as ranks:
     if not ranks.first:
         dist.all_reduce = broken
+    elif {late}:
+        time.sleep(50)
     ranks.agree(0)
 """
 
 
-def test_an_error_of_an_operation_of_all_is_told_once(tmp_path: Path) -> None:
-    """Not that of the other process, which then fails to reach the first, alone."""
+@pytest.mark.parametrize("late", [False, True], ids=["at it", "still at work"])
+def test_an_error_of_an_operation_of_all_is_told_once(tmp_path: Path, late: bool) -> None:
+    """Not that of the other process, which then fails to reach the first, alone, or is ended."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(stages=ROOT / "stages"))
+    script.write_text(SCRIPT.format(stages=ROOT / "stages", late=late))
     done = subprocess.run(
         [sys.executable, script],
         capture_output=True,

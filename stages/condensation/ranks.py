@@ -227,12 +227,15 @@ def launch(script: Path, processes: int, device: torch.device) -> None:
             stop = f"--shutdown-timeout={SHUTDOWN_SECONDS}"
             run(parse_args([*options, stop, str(script), *sys.argv[1:]]))
     except ChildFailedError as error:
-        causes = [each for each in error.failures.values() if each.exitcode != LOST]
+        told = _told(error.failures.values())
+        # Where one noted why it cannot go on, torchrun may have ended the others by SIGTERM.
+        followed = {LOST, -signal.SIGTERM} if told else {LOST}
+        causes = [each for each in error.failures.values() if each.exitcode not in followed]
         if causes and causes[0].exitcode > 0:
             sys.exit(causes[0].exitcode)
         how = signal.Signals(-causes[0].exitcode).name if causes else "an unknown cause"
         which = f"process {causes[0].local_rank + 1}" if causes else "a process"
-        if not causes and (told := _told(error.failures.values())):
+        if not causes and told:
             how = f"an error ({told})"
         raise ValueError(
             f"{which} of {processes} was ended by {how}, and with it the run; the same command "
