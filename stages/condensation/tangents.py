@@ -21,7 +21,7 @@ from condensation import fused
 from condensation.compiled_blocks import FirstBlock, WinogradBlock
 from condensation.dual_blocks import DualFirstBlock, DualWinogradBlock
 from condensation.layers import AveragePool, MaxPool
-from condensation.normalisation import BatchNorm
+from condensation.normalisation import BatchNorm, LayerNorm
 
 Values = Mapping[str, Tensor]
 """Parameters or their slopes, by name; a slope that is missing is zero."""
@@ -145,7 +145,7 @@ def norm(layer: nn.Module, own: Values, moving: Values, at: Pair) -> Pair:
 
     y = scale n + shift, y' = scale n' + scale' n + shift'; s is 1 / standard deviation.
     """
-    assert isinstance(layer, nn.GroupNorm | nn.LayerNorm)
+    assert isinstance(layer, nn.GroupNorm | LayerNorm)
     groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
     # Scale and shift: of each channel, or of each place.
     per_channel = (-1, 1, 1) if isinstance(layer, nn.GroupNorm) else at.value.shape[1:]
@@ -231,7 +231,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear,
     nn.Conv2d: linear,
     nn.GroupNorm: norm,
-    nn.LayerNorm: norm,
+    LayerNorm: norm,
     BatchNorm: frozen_batch_norm,
     nn.ReLU: rectifier,
     nn.LeakyReLU: rectifier,
