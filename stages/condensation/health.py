@@ -34,7 +34,7 @@ def not_finite(
         ("synthetic images are", _all_of_class(images.isfinite(), counts).all(0)),
     ):
         if not finite.all():
-            return f"the {what} not finite (classes: {_names(~finite, class_names)})"
+            return f"the {what} not finite (classes: {', '.join(_names(~finite, class_names))})"
     return None
 
 
@@ -134,8 +134,7 @@ class Watch:
     def _new(self, found: Tensor, kind: str, before: Sequence[Warned]) -> tuple[str, ...]:
         # The names of the classes of which it has not been said.
         said = {name for each in before if each.kind == kind for name in each.classes}
-        names = zip(self._class_names, found.tolist(), strict=True)
-        return tuple(name for name, yes in names if yes and name not in said)
+        return tuple(name for name in _names(found, self._class_names) if name not in said)
 
 
 def _all_of_class(true: Tensor, counts: Sequence[int]) -> Tensor:
@@ -144,5 +143,5 @@ def _all_of_class(true: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([part.all(1) for part in parts], 1)
 
 
-def _names(chosen: Tensor, class_names: tuple[str, ...]) -> str:
-    return ", ".join(name for name, yes in zip(class_names, chosen.tolist(), strict=True) if yes)
+def _names(chosen: Tensor, class_names: tuple[str, ...]) -> list[str]:
+    return [name for name, yes in zip(class_names, chosen.tolist(), strict=True) if yes]
