@@ -6,7 +6,7 @@ import mmap
 import re
 import signal
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,7 +60,9 @@ def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
     assert isinstance(amount, dict) and amount["flop"] > 0 and amount["bytes"] > amount["flop"] / 99
 
 
-@pytest.mark.parametrize("kind", ["iteration", "evaluation", "ladder", "determinism"])
+@pytest.mark.parametrize(
+    "kind", ["step in bfloat16", "iteration", "evaluation", "ladder", "determinism"]
+)
 def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "default_loops", lambda ipc: (2, 1))
     monkeypatch.setattr(cases, "NETWORKS", 2)
@@ -289,6 +291,11 @@ def test_the_share_is_of_the_ceiling_in_the_precision_of_the_row() -> None:
     assert cases.precision(TINY, torch.device("cuda"), "engine") == "tf32"
     assert cases.precision(TINY, CPU, "reference") == "float32"
     assert cases.precision(TINY, CPU, LADDER[-1]) == "bfloat16"
+    lowered = replace(TINY, kind="step in bfloat16")
+    assert [cases.precision(lowered, CPU, side) for side in ("reference", "engine")] == [
+        "float32",
+        "bfloat16",
+    ]
     file = written()
     rate = {name: rates(value, spread([1.0])) for name, value in (("tf32", 40), ("bfloat16", 80))}
     more = {f"matmul_{name}_flop_per_second": value for name, value in rate.items()}

@@ -154,9 +154,18 @@ def set_up_engine(inputs: Inputs, device: torch.device, deterministic: bool = Tr
 
 def step(case: Case, device: torch.device, side: str) -> Run:
     """One image step: the gradient of all images of all classes."""
-    inputs = Inputs(case, device, Engine(compiled=device.type == "cuda"))
+    return _step(Inputs(case, device, Engine(compiled=device.type == "cuda")), device, side)
+
+
+def lowered_step(case: Case, device: torch.device, side: str) -> Run:
+    """The same with real gradients in bfloat16, as it is by default where the device has that."""
+    lowered = Engine(compiled=device.type == "cuda", autocast=PRECISIONS["bfloat16"])
+    return _step(Inputs(case, device, lowered), device, side)
+
+
+def _step(inputs: Inputs, device: torch.device, side: str) -> Run:
     if side == "reference":
-        modules = [inputs.module(k) for k in range(case.sets)]
+        modules = [inputs.module(k) for k in range(len(inputs.thetas))]
         return lambda: inputs.reference_step(modules)
     return _engine(inputs, device, lambda: inputs.step(inputs.thetas))
 
@@ -333,7 +342,7 @@ def processes(case: Case, device: torch.device, side: str) -> Run:
 
 def precision(case: Case, device: torch.device, side: str) -> str:
     """Return what most products of a side are calculated in, one of `CEILINGS` of the device."""
-    if side.endswith("bfloat16"):
+    if side.endswith("bfloat16") or (case.kind.endswith("bfloat16") and side == "engine"):
         return "bfloat16"
     convolutions = not case.network.startswith("mlp")
     in_tf32 = device.type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32
@@ -355,6 +364,10 @@ def _two(device: torch.device) -> tuple[str, ...]:
     return "reference", "engine"
 
 
+def _two_if_lowered(device: torch.device) -> tuple[str, ...]:
+    return _two(device) if has_bfloat16(device) else ()
+
+
 def _ladder(device: torch.device) -> tuple[str, ...]:
     if device.type != "cpu":
         return ()
@@ -363,6 +376,7 @@ def _ladder(device: torch.device) -> tuple[str, ...]:
 
 KINDS: dict[str, Kind] = {
     "step": Kind(_two, step),
+    "step in bfloat16": Kind(_two_if_lowered, lowered_step),
     "iteration": Kind(_two, iteration),
     "evaluation": Kind(_two, evaluation),
     "ladder": Kind(_ladder, ladder),
@@ -393,6 +407,8 @@ def _in_order() -> Iterator[Case]:
     yield from (Case(form=form) for form in FORMS)
     yield Case(ipc=1, real=256)
     yield Case(ipc=10, real=256)
+    for real, ipc in product((64, 256), (1, 10, 50)):
+        yield Case(kind="step in bfloat16", ipc=ipc, real=real)
     yield Case(kind="ladder")
     yield Case(kind="ladder", real=256)
     yield Case(kind="ladder on CUDA", real=256)
