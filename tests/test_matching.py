@@ -1,14 +1,14 @@
 """The matching step: against the reference loop, finite differences and the explicit matrices."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import reference
-from condensation import kernels
+from condensation import fused, kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.curvature_sides import RealSide
 from condensation.derivatives import classification_loss, constant_loss_gradient, loss_gradient
@@ -16,6 +16,7 @@ from condensation.distances import DISTANCES
 from condensation.gap_metrics import INVERSE_DAMPING, gap_over_diagonal
 from condensation.matching import (
     Curvature,
+    Engine,
     Matched,
     draw_probes,
     make_matching_step,
@@ -417,6 +418,58 @@ def test_result_does_not_depend_on_the_number_of_threads(compiled: bool) -> None
         torch.set_num_threads(before)
         kernels.discard()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """The compiled kernels, which take small networks here, too; and those that were called."""
+    monkeypatch.setattr(fused, "FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(fused, "FEWEST_TILES", 1)
+    assert kernels.build() == ""
+    names, call = set(), kernels.call
+
+    def watched(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
+        names.add(name)
+        call(name, *arguments, sizes=sizes)
+
+    monkeypatch.setattr(kernels, "call", watched)
+    yield names
+    kernels.discard()
+
+
+@pytest.mark.parametrize("family", [None, *FAMILIES])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_synthetic_side_by_kernels_equals_the_reference(
+    distance: str, family: str | None, called: set[str]
+) -> None:
+    """In float64, which is not lowered; classes of different numbers of images."""
+    network, theta = tiny_network("convnet", width=8)
+    sizes, real = [1, 3, 2], random_images(NUM_CLASSES, NUM_REAL, stream="real")
+    images = random_images(6, 1, stream="synthetic").flatten(0, 1)
+    draws = [None if family is None else siamese_draw(family)] * NUM_CLASSES
+    lowered, measure = Engine(autocast=torch.bfloat16), DISTANCES[distance]
+    step = make_matching_step([network], measure, None, sizes, engine=lowered)
+    matched = step(images[None], real[None], [theta], [[]], [draws])
+    assert {"first_dual_images", "dual_backward"} <= called
+    assert "first_dual_backward" not in called
+
+    learned, losses = images.clone().requires_grad_(), []
+    module = module_at(network, theta)
+    for index, (own, batch, draw) in enumerate(zip(learned.split(sizes), real, draws, strict=True)):
+        ours, theirs = (each if draw is None else draw.apply(each) for each in (own, batch))
+        losses.append(reference.matching_terms(module, ours, theirs, index, distance)[0])
+    (expected,) = torch.autograd.grad(torch.stack(losses).sum(), learned)
+    torch.testing.assert_close(matched.loss[0], torch.stack(losses), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(matched.gradient[0], expected, rtol=1e-8, atol=1e-11)
+
+
+def test_where_nothing_is_lowered_the_synthetic_side_is_pytorchs(called: set[str]) -> None:
+    """Its rounding is a tenth of that of Winograd's convolutions."""
+    network, theta = tiny_network("convnet", width=8)
+    _, _, synthetic, real, _ = case("convnet")
+    match_one_set(network, theta, synthetic, real, [], "squared_euclidean", None)
+    assert {"first_backward", "block_backward"} <= called  # of the real side
+    assert not {name for name in called if "dual" in name}
 
 
 def siamese_draw(family: str) -> SiameseAugmentation:

@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 from condensation import fused, kernels
 from condensation.derivatives import (
+    classification_loss,
     constant_gauss_newton_vector_product,
     constant_gradient_and_product,
     constant_hessian_vector_product,
     hessian_vector_product,
     loss_gradient,
 )
+from condensation.distance_slopes import distance_slope
+from condensation.distances import DISTANCES
 from condensation.layers import ACTIVATIONS, POOLINGS
 from condensation.networks import (
     NETWORKS,
@@ -28,7 +31,7 @@ from condensation.networks import (
 from condensation.normalisation import NORMS
 from condensation.randomness import generator
 from condensation.tangents import RULES, has_rules
-from conftest import NUM_CLASSES
+from conftest import NUM_CLASSES, central_difference
 
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 CONVNETS = [
@@ -163,6 +166,112 @@ def test_products_of_the_last_layers_are_parts_of_those_of_all(number: int, comp
         found = product(own, part, images, LABELS, moving, 5)
         expected = product(theta, network, images, LABELS, whole, 5)
         same(found, part_of(expected, names))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_logits_and_slopes_can_be_differentiated_by_images_parameters_and_direction(
+    name: str, options: dict[str, str], compiled: bool
+) -> None:
+    """By all of them together, and by the images alone, as matching does."""
+    needs(compiled, name)
+    network, theta, vector, images = case(name, options)
+    if not network.has_tangents:
+        return
+    of_logits, of_slope = torch.randn(2, len(images), NUM_CLASSES, generator=generator(4)).double()
+
+    def along(logits: Tensor, slope: Tensor) -> Tensor:
+        return torch.stack([(of_logits * logits).sum(), (of_slope * slope).sum()]).sum()
+
+    def by_reverse_mode(theta: Theta, vector: Theta, images: Tensor) -> Tensor:
+        logits, slope, _ = forward_mode(network, theta, vector, images)
+        return along(logits, slope)
+
+    inputs = (theta, vector, images)
+    of_theta, of_vector, of_images = torch.func.grad(by_reverse_mode, (0, 1, 2))(*inputs)
+    leaves = [
+        {key: value.clone().requires_grad_() for key, value in each.items()}
+        for each in (theta, vector, {"images": images})
+    ]
+    values = [value for each in leaves for value in each.values()]
+    total = along(*network.with_tangent(leaves[0], leaves[1], leaves[2]["images"]))
+    found = iter(torch.autograd.grad(total, values, materialize_grads=True))
+    for expected in (of_theta, of_vector, {"images": of_images}):
+        same({key: next(found) for key in expected}, expected)
+    total = along(*network.with_tangent(theta, vector, leaves[2]["images"]))
+    (alone,) = torch.autograd.grad(total, leaves[2]["images"])
+    same({"images": alone}, {"images": of_images})
+
+
+SMOOTH = [each for each in CONVNETS if "relu" not in each.get("activation", "")]
+"""A difference of second derivatives must not cross a kink."""
+
+
+@pytest.mark.parametrize("options", SMOOTH, ids=str)
+def test_third_derivatives_equal_central_differences(options: dict[str, str]) -> None:
+    """What the image gradient of `hvp` takes: not every operator of PyTorch has them right."""
+    network, theta, vector, images = case("convnet", {"activation": "softplus", **options})
+
+    def curvature(images: Tensor) -> Tensor:
+        product = hessian_vector_product(theta, network, images, LABELS, vector)
+        return torch.stack([(product[key] * vector[key]).sum() for key in vector]).sum()
+
+    direction = torch.randn(images.shape, generator=generator(5), dtype=torch.float64)
+    found = (torch.func.grad(curvature)(images) * direction).sum()
+    expected = central_difference(curvature, images, direction)
+    assert expected.abs() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [2, 5])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 16)], ids=str)
+def test_the_slope_of_a_distance_is_that_of_differentiating_twice(
+    shape: tuple[int, int, int], distance: str, block_size: int, compiled: bool
+) -> None:
+    """Images of one channel and of three, with a border of three pixels and of one."""
+    network = build_network("convnet", shape, NUM_CLASSES, {"width": 16})
+    theta = {key: value.double() for key, value in init_theta(network, generator(0), "cpu").items()}
+    images, other = torch.randn(2, 5, *shape, generator=generator(3), dtype=torch.float64)
+    target, measure = loss_gradient(theta, network, other, LABELS), DISTANCES[distance]
+    found, value = distance_slope(theta, network, images, LABELS, target, measure, block_size)
+    assert not found.requires_grad and not value.requires_grad
+
+    def loss(images: Tensor) -> Tensor:
+        return measure(loss_gradient(theta, network, images, LABELS), target)
+
+    expected, wanted = torch.func.grad_and_value(loss)(images)
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-12)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10 * scale)
+    assert network.in_kernels(images) == compiled
+
+
+def test_the_slope_of_the_loss_is_what_it_is_where_no_parameter_moves(compiled: bool) -> None:
+    """With a direction of zeros for the first block there is nothing but the value there."""
+    network, theta, vector, images = case("convnet", {})
+    names = last_layers(theta, 1)
+    learned = images.clone().requires_grad_()
+    logits, _ = network.with_tangent(theta, part_of(vector, names), learned)
+    found, expected = (
+        torch.autograd.grad(torch.nn.functional.cross_entropy(each, LABELS), learned)[0]
+        for each in (logits, network(theta, learned))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    assert classification_loss(theta, network, images, LABELS).isfinite()
+
+
+def test_kernels_take_all_convolutions_from_some_number_of_images_on(compiled: bool) -> None:
+    """So that the third block of 28 x 28 has enough tiles; 8 x 8 pixels there, four tiles each."""
+    network, (height, width) = build_network("convnet", (1, 28, 28), 10), (28, 28)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "FEWEST_TILES", 32)
+        for number, enough in ((7, False), (8, True)):
+            images = torch.zeros(number, 1, height, width, requires_grad=True)
+            assert network.in_kernels(images) == (compiled and enough)
+    images = torch.zeros(8, 1, height, width)
+    assert not build_network("convnet", (1, 28, 28), 10, {"norm": "group"}).in_kernels(images)
+    assert not build_network("resnet18", (1, 28, 28), 10, {"width": 4}).in_kernels(images)
+    assert not build_network("lenet", (1, 28, 28), 10).in_kernels(images)
 
 
 def test_compiled_kernels_take_the_blocks(compiled: bool) -> None:

@@ -124,7 +124,7 @@ def constant_hessian_vector_product(
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         logits, slope = network.with_tangent(leaves, vector, block)
-        along = part * _slope_of_loss(logits, slope, block_labels)
+        along = part * slope_of_loss(logits, slope, block_labels)
         return torch.autograd.grad(along, list(leaves.values()), materialize_grads=True)
 
     def without_rules(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
@@ -155,7 +155,7 @@ def constant_gradient_and_product(
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         moving = {name: vector[name].detach().requires_grad_() for name in leaves}
         logits, slope = network.with_tangent(leaves, moving, block)
-        along = part * _slope_of_loss(logits, slope, block_labels)
+        along = part * slope_of_loss(logits, slope, block_labels)
         inputs = [*moving.values(), *leaves.values()]
         return torch.autograd.grad(along, inputs, materialize_grads=True)
 
@@ -163,8 +163,14 @@ def constant_gradient_and_product(
     return gradient, product
 
 
-def _slope_of_loss(logits: Tensor, slope: Tensor, labels: Tensor) -> Tensor:
-    # Of the mean cross-entropy, along the direction in which `slope` is that of the logits.
+def slope_of_loss(logits: Tensor, slope: Tensor, labels: Tensor) -> Tensor:
+    """Return that of the mean cross-entropy, along the direction in which `slope` is the logits'.
+
+    Args:
+        logits: (B, C).
+        slope: (B, C).
+        labels: (B,).
+    """
     away = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
     return (away * slope).sum() / len(labels)
 

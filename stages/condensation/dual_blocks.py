@@ -91,10 +91,11 @@ def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
         parameters, of_products, of_product_slopes, of_tiles, of_tile_slopes, sums,
         sizes=(of_tiles.stride(0), len(b), *ctx.size, len(weight)),
     )  # fmt: skip
-    of_filters = torch.bmm(of_products.transpose(1, 2), tiles)
-    of_filters.baddbmm_(of_product_slopes.transpose(1, 2), tile_slopes)
-    of_weight = winograd.transform_filters_back(of_filters)
-    of_weight_slope = None
+    of_weight = of_weight_slope = None
+    if ctx.needs_input_grad[2]:
+        of_filters = torch.bmm(of_products.transpose(1, 2), tiles)
+        of_filters.baddbmm_(of_product_slopes.transpose(1, 2), tile_slopes)
+        of_weight = winograd.transform_filters_back(of_filters)
     if ctx.needs_input_grad[3]:
         of_filters = torch.bmm(of_product_slopes.transpose(1, 2), tiles)
         of_weight_slope = winograd.transform_filters_back(of_filters)
@@ -122,10 +123,10 @@ def _slopes_backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class DualFirstBlock(torch.autograd.Function):
-    """A block of few channels on images that are constants.
+    """A block of few channels: images (N, c, h, w) -> pairs (N, h / 2, w / 2, o).
 
-    (N, c, h, w) -> pairs (N, h / 2, w / 2, o). Computed again for the backward pass, as
-    `compiled_blocks.FirstBlock` is.
+    The images have no slope along the direction; they can be differentiated by. Computed again for
+    the backward pass, as `compiled_blocks.FirstBlock` is.
     """
 
     @staticmethod
@@ -148,29 +149,49 @@ class DualFirstBlock(torch.autograd.Function):
             sizes=sizes,
         )  # fmt: skip
         ctx.save_for_backward(padded, taps, all_parameters)
-        ctx.eps, ctx.sizes, ctx.shape = eps, sizes, weight.shape
+        ctx.eps, ctx.sizes, ctx.shape, ctx.padding = eps, sizes, weight.shape, padding
         ctx.set_materialize_grads(False)
-        if not _moves(ctx, 1, 3):
+        if not _moves(ctx, 0, 1, 3):
             ctx.mark_non_differentiable(pooled)
         return pooled, pooled_slopes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, a: Tensor | None, b: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the slopes of the parameters and of their slopes."""
-        padded, taps, parameters = ctx.saved_tensors
-        of_taps, sums, b = torch.zeros_like(taps), torch.zeros_like(parameters), b.contiguous()
-        if _moves(ctx, 1, 3):
-            a = torch.zeros_like(b) if a is None else a.contiguous()
-            kernels.call(
-                "first_dual_backward", a, b, padded, taps, parameters, of_taps, sums, ctx.eps,
-                sizes=ctx.sizes,
-            )  # fmt: skip
-        else:
-            half = len(taps) // 2
-            kernels.call(
-                "first_backward", b, padded, taps[:half], parameters[2], parameters[0],
-                parameters[1], of_taps[half:], *sums[3:], ctx.eps, sizes=ctx.sizes,
-            )  # fmt: skip
-        of_weight, of_weight_slope = (part.T.reshape(ctx.shape) for part in of_taps.chunk(2))
-        return None, of_weight, of_weight_slope, sums[:3], sums[3:], None, None
+        """Return the slopes of the images, of the parameters and of their slopes."""
+        a, b = torch.zeros_like(b) if a is None else a.contiguous(), b.contiguous()
+        of_images = _of_first_images(ctx, a, b) if ctx.needs_input_grad[0] else None
+        of_parameters: tuple[Tensor | None, ...] = (None,) * 4
+        if _moves(ctx, 1, 2, 3, 4):
+            of_parameters = _of_first_parameters(ctx, a, b)
+        return of_images, *of_parameters, None, None
+
+
+def _of_first_images(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+    # Without the border that was put around them.
+    number, channels, height, width, _ = ctx.sizes
+    border = 2 * ctx.padding
+    of_images = b.new_empty(number, channels, height - border, width - border)
+    kernels.call(
+        "first_dual_images", a, b, *ctx.saved_tensors, of_images, ctx.eps,
+        sizes=(*ctx.sizes, ctx.padding),
+    )  # fmt: skip
+    return of_images
+
+
+def _of_first_parameters(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    padded, taps, parameters = ctx.saved_tensors
+    of_taps, sums = torch.zeros_like(taps), torch.zeros_like(parameters)
+    if _moves(ctx, 1, 3):
+        kernels.call(
+            "first_dual_backward", a, b, padded, taps, parameters, of_taps, sums, ctx.eps,
+            sizes=ctx.sizes,
+        )  # fmt: skip
+    else:
+        half = len(taps) // 2
+        kernels.call(
+            "first_backward", b, padded, taps[:half], parameters[2], parameters[0],
+            parameters[1], of_taps[half:], *sums[3:], ctx.eps, sizes=ctx.sizes,
+        )  # fmt: skip
+    of_weight, of_weight_slope = (part.T.reshape(ctx.shape) for part in of_taps.chunk(2))
+    return of_weight, of_weight_slope, sums[:3], sums[3:]

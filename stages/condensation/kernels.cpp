@@ -563,6 +563,63 @@ void first_dual_backward(const T *a, const T *b, const T *images, const T *weigh
         }
 }
 
+// The first block again, its images learned: of_images is (N, c, h - 2 p, w - 2 p), without borders
+// of p = `padding` >= 1 pixels.
+template <typename T>
+void first_dual_images(const T *a, const T *b, const T *images, const T *weights,
+                       const T *parameters, T *of_images, T eps, long N, long c, long h, long w,
+                       long o, long padding) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2, row = W + 2, height = h - 2 * padding, width = w - 2 * padding;
+    std::vector<T> sums(6 * o);  // of the parameters, which are not asked for
+    T *each[6];
+    for (int e = 0; e < 6; e++) each[e] = sums.data() + e * o;
+    std::vector<Vec<T>> pixels(H * W), moving(H * W), whole(c * height * width);
+    // With a border of one pixel, so that each pixel of an image has all that it was filtered to.
+    std::vector<Vec<T>> wide((H + 2) * row, Vec<T>{}), wide_moving((H + 2) * row, Vec<T>{});
+    for (long n = 0; n < N; n++) {
+        for (auto &pixel : whole) pixel = Vec<T>{};
+        for (long j = 0; j < o; j += V) {
+            Vec<T> inverse, along;
+            first_dual<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
+                          moving.data(), inverse, along, c, h, w, o);
+            long out = n * H * W / 4 * o + j;
+            dual_norm_backward<T>(pixels.data(), moving.data(), W, a + out, b + out, inverse, along,
+                                  load(parameters + j), load(parameters + o + j),
+                                  load(parameters + 3 * o + j), H, W, o, each, j);
+            for (long y = 0; y < H; y++) {
+                std::memcpy(&wide[(y + 1) * row + 1], &pixels[y * W], W * sizeof(Vec<T>));
+                std::memcpy(&wide_moving[(y + 1) * row + 1], &moving[y * W], W * sizeof(Vec<T>));
+            }
+            for (long channel = 0; channel < c; channel++) {
+                const T *weight = weights + channel * 9 * o + j;
+                Vec<T> taps[9], tap_slopes[9], *to = &whole[channel * height * width];
+                for (int t = 0; t < 9; t++) {
+                    taps[t] = load(weight + t * o);
+                    tap_slopes[t] = load(weight + 9 * c * o + t * o);
+                }
+                for (long y = 0; y < height; y++)
+                    for (long x = 0; x < width; x++, to++) {
+                        long last = (y + padding + 1) * row + x + padding + 1;
+                        Vec<T> sum = *to, other = {};
+                        for (int t = 0; t < 9; t++) {
+                            long place = last - t / 3 * row - t % 3;
+                            sum += taps[t] * wide[place];
+                            other += tap_slopes[t] * wide_moving[place];
+                        }
+                        *to = sum + other;
+                    }
+            }
+        }
+        T *to = of_images + n * c * height * width;
+        for (const auto &pixel : whole) {
+            T sum = 0;
+            for (int v = 0; v < V; v++) sum += pixel[v];
+            *to++ = sum;
+        }
+    }
+}
+
 }  // namespace
 
 #define FOR_PRODUCTS(T, S, name)                                                                   \
@@ -616,6 +673,11 @@ void first_dual_backward(const T *a, const T *b, const T *images, const T *weigh
                                                const T *e, T *f, T *g, double eps, long N,         \
                                                long ch, long h, long w, long o) {                  \
         first_dual_backward<T>(a, b, c, d, e, eps, f, g, N, ch, h, w, o);                          \
+    }                                                                                              \
+    extern "C" void first_dual_images_##name(const T *a, const T *b, const T *c, const T *d,       \
+                                             const T *e, T *f, double eps, long N, long ch,        \
+                                             long h, long w, long o, long p) {                     \
+        first_dual_images<T>(a, b, c, d, e, f, eps, N, ch, h, w, o, p);                            \
     }
 
 FOR_TYPE(float, float32)

@@ -20,7 +20,7 @@ from condensation.devices import to_device
 from condensation.fused import fused
 from condensation.layers import ACTIVATIONS, POOLINGS, mnist_border, require_size
 from condensation.normalisation import NORMS, BatchNorm, channel_statistics
-from condensation.tangents import has_rules, tangent_pass
+from condensation.tangents import has_rules, in_kernels, tangent_pass
 
 Theta = dict[str, Tensor]
 """The parameters of a network, by name."""
@@ -61,6 +61,10 @@ class Network:
     def has_tangents(self) -> bool:
         """Whether `with_tangent` takes it."""
         return has_rules(self.module)
+
+    def in_kernels(self, images: Tensor) -> bool:
+        """Whether compiled kernels take all convolutions of images (B, ch, h, w)."""
+        return in_kernels(self.module, images)
 
     def with_tangent(self, theta: Theta, vector: Theta, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits and their derivative along a direction, both differentiable once.

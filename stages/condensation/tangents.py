@@ -53,7 +53,7 @@ def tangent_pass(module: nn.Sequential, theta: Values, vector: Values, images: T
         module: Layers that have rules.
         theta: Parameters and constants of all layers.
         vector: The direction, of the parameters that move.
-        images: (B, ch, h, w), which do not require a gradient.
+        images: (B, ch, h, w); they may require a gradient.
     """
     names, layers = zip(*module.named_children(), strict=True)
     own, moving = (_by_layer(values, names) for values in (theta, vector))
@@ -68,6 +68,23 @@ def tangent_pass(module: nn.Sequential, theta: Values, vector: Values, images: T
         at = RULES[type(layer)](layer, own[position], moving[position], at)
         position += 1
     return at
+
+
+def in_kernels(module: nn.Module, images: Tensor) -> bool:
+    """Whether all convolutions of images (B, ch, h, w) are in blocks that compiled kernels take."""
+    if type(module) is not nn.Sequential:
+        return False
+    layers, at = list(module), images.detach()
+    while fused.is_block(layers[:4]):
+        convolution = layers[0]
+        assert isinstance(convolution, nn.Conv2d)
+        if not fused.fits(at, convolution) or fused.kernel_for(at, convolution) is None:
+            return False
+        border = 2 * int(convolution.padding[0]) - 2
+        height, width = ((size + border) // 2 for size in at.shape[2:])
+        at = at.new_empty(len(at), convolution.out_channels, height, width)
+        layers = layers[4:]
+    return not any(isinstance(layer, nn.Conv2d) for layer in layers)
 
 
 def _by_layer(values: Values, names: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -87,13 +104,15 @@ def _compiled(
         return None
     convolution, norm = block[:2]
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
-    kernel, padding = fused.kernel_for(at.value, convolution), int(convolution.padding[0])
+    # Detached: `DualFirstBlock` can be differentiated by its images, too.
+    kernel = fused.kernel_for(at.value.detach(), convolution)
     if kernel is None:
         return None
+    padding = int(convolution.padding[0])
     (first, second), moving = own[:2], moving[:2]
     if not any(moving) and at.slope is None:
         values = (first["weight"], first["bias"], second["weight"], second["bias"], norm.eps)
-        if kernel is FirstBlock:
+        if kernel is FirstBlock and not at.value.requires_grad:
             value = FirstBlock.apply(at.value, *values, padding)
         elif kernel is WinogradBlock:
             channels_last = at.value.permute(0, 2, 3, 1)
