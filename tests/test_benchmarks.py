@@ -69,7 +69,10 @@ def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cases, "EPOCHS", dict.fromkeys(cases.EPOCHS, 1))
     monkeypatch.setattr(cases, "TESTED", 4)
     case = Case(**{**asdict(TINY), "kind": kind})
-    for side in KINDS[kind].sides(CPU):
+    sides = KINDS[kind].sides(CPU)
+    if not sides:
+        pytest.skip("the device has no bfloat16")
+    for side in sides:
         (seconds,) = ask(case, side, "run")
         assert isinstance(seconds, float) and seconds > 0
     assert KINDS["processes"].sides(CPU)[0] == "1 process"
@@ -292,10 +295,9 @@ def test_the_share_is_of_the_ceiling_in_the_precision_of_the_row() -> None:
     assert cases.precision(TINY, CPU, "reference") == "float32"
     assert cases.precision(TINY, CPU, LADDER[-1]) == "bfloat16"
     lowered = replace(TINY, kind="step in bfloat16")
-    assert [cases.precision(lowered, CPU, side) for side in ("reference", "engine")] == [
-        "float32",
-        "bfloat16",
-    ]
+    found = [cases.precision(lowered, CPU, side) for side in ("reference", "engine")]
+    assert found == ["float32", "bfloat16"]
+    assert cases.precision(replace(lowered, ipc=50, real=64), CPU, "engine") == "float32"
     file = written()
     rate = {name: rates(value, spread([1.0])) for name, value in (("tf32", 40), ("bfloat16", 80))}
     more = {f"matmul_{name}_flop_per_second": value for name, value in rate.items()}

@@ -463,8 +463,44 @@ def test_the_synthetic_side_by_kernels_equals_the_reference(
     torch.testing.assert_close(matched.gradient[0], expected, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)], ids=str)
+def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
+    shape: tuple[int, int, int],
+) -> None:
+    """In float32, at the sizes of the kernels: classes of few images go by PyTorch's operators.
+
+    The step is that of float64, but for what rounding does where a unit is about to be switched.
+    """
+    sizes, lowered = [1, 8, 9], Engine(autocast=torch.bfloat16)
+    network, theta = tiny_network("convnet", shape, width=32, depth=2)
+    draw = {"stream": "synthetic", "image_shape": shape}
+    images, real = random_images(18, **draw), random_images(NUM_CLASSES, 3, **draw)  # type: ignore[arg-type]
+    before, results = torch.get_num_threads(), []
+    assert kernels.build() == ""
+    try:
+        assert [network.in_kernels(each.float()) for each in images.split(sizes)] == [
+            False,
+            True,
+            True,
+        ]
+        for threads, dtype in ((1, torch.float32), (3, torch.float32), (3, torch.float64)):
+            torch.set_num_threads(threads)
+            step = make_matching_step([network], DISTANCES["cosine"], None, sizes, engine=lowered)
+            at = {name: value.to(dtype) for name, value in theta.items()}
+            batches = real.to(dtype)[None]
+            matched = step(images.to(dtype)[None], batches, [at], [[]], NO_AUGMENTATION)
+            results.append(matched.gradient)
+    finally:
+        torch.set_num_threads(before)
+        kernels.discard()
+    one, three, exact = results
+    assert torch.equal(one, three)
+    gaps = (one.double() - exact)[0].split(sizes), exact[0].split(sizes)
+    assert all(gap.norm() < 0.1 * own.norm() for gap, own in zip(*gaps, strict=True))
+
+
 def test_where_nothing_is_lowered_the_synthetic_side_is_pytorchs(called: set[str]) -> None:
-    """Its rounding is a tenth of that of Winograd's convolutions."""
+    """Its rounding is less than that of Winograd's convolutions."""
     network, theta = tiny_network("convnet", width=8)
     _, _, synthetic, real, _ = case("convnet")
     match_one_set(network, theta, synthetic, real, [], "squared_euclidean", None)

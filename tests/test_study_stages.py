@@ -19,20 +19,36 @@ def stale(home: Path) -> set[str]:
         return {address.split(":")[-1] for address in repo.status()}
 
 
+def without_code(place: Path) -> None:
+    """Take the modules out of a study's stages: what they are now is not what is asked here."""
+    for name in ("dvc.yaml", "dvc.lock"):
+        values = yaml.safe_load((place / name).read_text())
+        for stage in values["stages"].values():
+            inner = stage.get("do", stage)
+            kept = [each for each in inner["deps"] if "stages/" not in str(each)]
+            inner.pop("deps")
+            inner |= {"deps": kept} if kept else {}
+        (place / name).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
 @pytest.mark.parametrize("study", [pytest.param(path, id=path.name) for path in STUDIES])
 def test_an_arm_is_measured_alone(study: Path, tmp_path: Path) -> None:
     """One that is added, or whose settings change, leaves what the others have measured."""
     place = tmp_path / study.relative_to(ROOT)
     shutil.copytree(study, place)
-    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__py*"))
+    without_code(place)
+    path = place / "params.yaml"
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    measured = [key for key in settings["arms"] if (place / "cells" / key).is_dir()]
+    few = [*measured[:2], measured[-1]]  # as DVC takes its time for many
+    settings["arms"] = {key: settings["arms"][key] for key in few}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     Repo.init(str(tmp_path), no_scm=True).close()
     before = stale(tmp_path)
-    settings: dict[str, Any] = yaml.safe_load((place / "params.yaml").read_text())
-    measured = [key for key in settings["arms"] if f"cell@{key}" not in before]
-    assert measured, "nothing of the study is current"
-    changed, pattern = measured[-1], settings["arms"][measured[0]]
+    assert before <= {"summarize"}, "what was measured is not current"
+    changed, pattern = few[-1], settings["arms"][few[0]]
     settings["arms"][changed]["seed"] = 7
     settings["arms"]["another"] = {**pattern, "label": "another", "seed": 8}
-    (place / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     own = {f"{stage}@{arm}" for stage in ("tune", "cell") for arm in (changed, "another")}
     assert stale(tmp_path) - before == own | ({"summarize"} - before)

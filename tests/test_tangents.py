@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condensation import fused, kernels
 from condensation.derivatives import (
-    classification_loss,
     constant_gauss_newton_vector_product,
     constant_gradient_and_product,
     constant_hessian_vector_product,
@@ -17,7 +17,7 @@ from condensation.derivatives import (
 )
 from condensation.distance_slopes import distance_slope
 from condensation.distances import DISTANCES
-from condensation.layers import ACTIVATIONS, POOLINGS
+from condensation.layers import ACTIVATIONS, POOLINGS, AveragePool
 from condensation.networks import (
     NETWORKS,
     Network,
@@ -202,6 +202,19 @@ def test_logits_and_slopes_can_be_differentiated_by_images_parameters_and_direct
     same({"images": alone}, {"images": of_images})
 
 
+@pytest.mark.parametrize("part", [0, 1], ids=["logits", "slopes"])
+def test_either_can_be_differentiated_without_the_other(part: int, compiled: bool) -> None:
+    network, theta, vector, images = case("convnet", {})
+
+    def by_reverse_mode(images: Tensor) -> Tensor:
+        return forward_mode(network, theta, vector, images)[:2][part].square().sum()
+
+    learned = images.clone().requires_grad_()
+    value = network.with_tangent(theta, vector, learned)[part].square().sum()
+    (found,) = torch.autograd.grad(value, learned)
+    same({"images": found}, {"images": torch.func.grad(by_reverse_mode)(images)})
+
+
 SMOOTH = [each for each in CONVNETS if "relu" not in each.get("activation", "")]
 """A difference of second derivatives must not cross a kink."""
 
@@ -253,11 +266,10 @@ def test_the_slope_of_the_loss_is_what_it_is_where_no_parameter_moves(compiled: 
     learned = images.clone().requires_grad_()
     logits, _ = network.with_tangent(theta, part_of(vector, names), learned)
     found, expected = (
-        torch.autograd.grad(torch.nn.functional.cross_entropy(each, LABELS), learned)[0]
+        torch.autograd.grad(F.cross_entropy(each, LABELS), learned)[0]
         for each in (logits, network(theta, learned))
     )
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
-    assert classification_loss(theta, network, images, LABELS).isfinite()
 
 
 def test_kernels_take_all_convolutions_from_some_number_of_images_on(compiled: bool) -> None:
@@ -272,6 +284,24 @@ def test_kernels_take_all_convolutions_from_some_number_of_images_on(compiled: b
     assert not build_network("convnet", (1, 28, 28), 10, {"norm": "group"}).in_kernels(images)
     assert not build_network("resnet18", (1, 28, 28), 10, {"width": 4}).in_kernels(images)
     assert not build_network("lenet", (1, 28, 28), 10).in_kernels(images)
+    assert not build_network("mlp", (1, 28, 28), 10).in_kernels(images)
+    assert not build_network("convnet", (1, 28, 28), 10, {"depth": 1}).in_kernels(images)
+    with pytest.MonkeyPatch.context() as patch:  # whose second block has no Winograd kernel
+        patch.setattr(fused, "FEWEST_CHANNELS", 32)
+        assert not build_network("convnet", (1, 28, 28), 10, {"width": 16}).in_kernels(images)
+
+
+def test_blocks_that_are_not_as_the_kernels_assume_are_not_taken() -> None:
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(16, 16), nn.ReLU(), AveragePool()]
+    assert fused.is_block(layers)
+    for options in (
+        {"padding": 0},
+        {"padding": (1, 2)},
+        {"padding": 1, "dilation": 2},
+        {"padding": 1, "bias": False},
+        {"padding": 1, "padding_mode": "reflect"},
+    ):
+        assert not fused.is_block([nn.Conv2d(1, 16, 3, **options), *layers[1:]])
 
 
 def test_compiled_kernels_take_the_blocks(compiled: bool) -> None:

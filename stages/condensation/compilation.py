@@ -12,6 +12,7 @@ from condensation.derivatives import (
     constant_gradient_and_product,
     constant_loss_gradient,
     inner_product,
+    loss_slope,
 )
 from condensation.devices import has_bfloat16
 from condensation.fused import (
@@ -174,12 +175,13 @@ def largest_error(precision: str = "float32") -> float:
     """Compare the kernels, as built, with PyTorch's operators in float32 on a small network.
 
     Args:
-        precision: A key of `PRECISIONS`, of the kernels. Products with second derivatives, which
-            are in float32 always, are compared too, if it is that.
+        precision: A key of `PRECISIONS`, of the kernels. Products with second derivatives, and the
+            slopes by the images of <g, v>, which are in float32 always, are compared too, if it is
+            that.
 
     Returns:
         The largest difference of the slopes of all parameters, relative to the largest slope; of
-        products with the Hessian likewise; the larger of the two.
+        the others likewise; the largest of all.
     """
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
@@ -213,6 +215,13 @@ def largest_error(precision: str = "float32") -> float:
         lower = PRECISIONS[precision]
         yield error(constant_loss_gradient(*arguments, len(images), autocast=lower), exact)
         if lower is None:
+            learned = images.clone().requires_grad_()
+            again = of_theta(classification_loss(theta, plain, learned, labels), again=True)
+            (by_images,) = torch.autograd.grad(inner_product(again, vector), learned)
+            constants = {name: value.detach() for name, value in theta.items()}
+            along = loss_slope(constants, plain, learned, labels, vector)
+            (found,) = torch.autograd.grad(along, learned)
+            yield error({"images": found}, {"images": by_images})
             product = of_theta(inner_product(exact, vector))
             both = constant_gradient_and_product(*arguments, vector, len(images))
             yield from map(error, both, (exact, product))

@@ -117,14 +117,12 @@ def constant_hessian_vector_product(
 ) -> Theta:
     """Return H v as a constant, a block of images at a time.
 
-    As the gradient of dl/dtheta v, which comes from one pass of the logits z and their derivative
-    z' along v: with p = softmax(z) and one-hot labels e, it is <p - e, z'>. Where a layer has no
-    rule for that (`tangents.py`), as `hessian_vector_product`.
+    As the gradient of dl/dtheta v (`loss_slope`). Where a layer has no rule for that
+    (`tangents.py`), as `hessian_vector_product`.
     """
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
-        logits, slope = network.with_tangent(leaves, vector, block)
-        along = part * slope_of_loss(logits, slope, block_labels)
+        along = part * loss_slope(leaves, network, block, block_labels, vector)
         return torch.autograd.grad(along, list(leaves.values()), materialize_grads=True)
 
     def without_rules(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
@@ -154,8 +152,7 @@ def constant_gradient_and_product(
 
     def of_block(leaves: Theta, part: float, block: Tensor, block_labels: Tensor) -> Parts:
         moving = {name: vector[name].detach().requires_grad_() for name in leaves}
-        logits, slope = network.with_tangent(leaves, moving, block)
-        along = part * slope_of_loss(logits, slope, block_labels)
+        along = part * loss_slope(leaves, network, block, block_labels, moving)
         inputs = [*moving.values(), *leaves.values()]
         return torch.autograd.grad(along, inputs, materialize_grads=True)
 
@@ -163,14 +160,22 @@ def constant_gradient_and_product(
     return gradient, product
 
 
-def slope_of_loss(logits: Tensor, slope: Tensor, labels: Tensor) -> Tensor:
-    """Return that of the mean cross-entropy, along the direction in which `slope` is the logits'.
+def loss_slope(
+    theta: Theta, network: Network, images: Tensor, labels: Tensor, vector: Theta
+) -> Tensor:
+    """Return dl/dtheta v, (), of a network that `has_tangents`; differentiable once.
+
+    From one pass of the logits z and their derivative z' along v: with p = softmax(z) and one-hot
+    labels e, it is the mean of <p - e, z'>.
 
     Args:
-        logits: (B, C).
-        slope: (B, C).
+        theta: Parameters.
+        network: The network.
+        images: (B, ch, h, w).
         labels: (B,).
+        vector: v.
     """
+    logits, slope = network.with_tangent(theta, vector, images)
     away = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
     return (away * slope).sum() / len(labels)
 

@@ -6,7 +6,7 @@ Shapes: B = batch, image = (ch, h, w); a gradient has the shape of theta.
 import torch
 from torch import Tensor
 
-from condensation.derivatives import constant_loss_gradient, slope_of_loss
+from condensation.derivatives import constant_loss_gradient, loss_slope
 from condensation.distances import Distance
 from condensation.memory import with_less_memory
 from condensation.networks import Network, Theta
@@ -24,8 +24,7 @@ def distance_slope(
     """Return dD/dimages and D(g, target) as constants, of a network that `has_tangents`.
 
     The same numbers as by differentiating through `loss_gradient`. With v = dD/dg as a constant,
-    dD/dimages is the derivative of <g, v>, and that is dl/dtheta v, which comes from one pass of
-    the logits and their derivative along v (as in `constant_hessian_vector_product`): nothing is
+    dD/dimages is the derivative of <g, v>, and that is dl/dtheta v (`loss_slope`): nothing is
     differentiated twice, so that compiled kernels can be used throughout.
 
     Args:
@@ -51,9 +50,8 @@ def distance_slope(
         parts = []
         for block, block_labels in zip(constants.split(size), labels.split(size), strict=True):
             learned = block.clone().requires_grad_()
-            logits, slope = network.with_tangent(theta, vector, learned)
-            along = len(block) / len(images) * slope_of_loss(logits, slope, block_labels)
-            parts += torch.autograd.grad(along, learned)
+            along = loss_slope(theta, network, learned, block_labels, vector)
+            parts += torch.autograd.grad(len(block) / len(images) * along, learned)
         return torch.cat(parts)
 
     return with_less_memory(in_blocks, block_size, labels.device.type), loss.detach()

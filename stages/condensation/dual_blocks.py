@@ -1,10 +1,11 @@
 """Blocks of ConvNet by compiled kernels, with slopes along one direction of the parameters.
 
 As in `compiled_blocks.py`, but each takes and gives pairs: a value, and its derivative along the
-direction. Both can be differentiated once, which gives products with second derivatives
-(`tangents.py`). With y the convolution of x with w, and x', w' the slopes, y' is that of x' with w
-plus that of x with w': three products of matrices forward and six back, where the block alone has
-one and two. The formulas of the norm are at `dual_norm_backward` in `kernels.cpp`.
+direction. Both can be differentiated once, which gives products with second derivatives, and slopes
+of gradients by the images (`tangents.py`). With y the convolution of x with w, and x', w' the
+slopes, y' is that of x' with w plus that of x with w': three products of matrices forward and six
+back, three of these for the images, where the block alone has one and two. The formulas of the norm
+are at `dual_norm_backward` in `kernels.cpp`.
 
 Shapes: N = images, h x w = their size, c = input channels, o = filters, P = number of tiles. The
 parameters of a norm and the bias, scale, shift, bias, are one tensor (3, o).
@@ -65,10 +66,11 @@ class DualWinogradBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, a: Tensor | None, b: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the slopes of what they are asked for; those of the slopes alone take less."""
         if _moves(ctx, 0, 2, 4):
-            return _dual_backward(ctx, torch.zeros_like(b) if a is None else a, b)
+            return _dual_backward(ctx, *_both(a, b))
+        assert b is not None  # as the values are then not differentiable
         return _slopes_backward(ctx, b)
 
 
@@ -77,26 +79,37 @@ def _moves(ctx: Any, *places: int) -> bool:
     return any(ctx.needs_input_grad[place] for place in places)
 
 
+def _both(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    # The slopes of the values and of their slopes, zeros where nothing was made of them.
+    of_values = torch.zeros_like(b) if a is None and b is not None else a
+    assert of_values is not None
+    of_slopes = torch.zeros_like(of_values) if b is None else b
+    return of_values.contiguous(), of_slopes.contiguous()
+
+
 def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
     (
         tiles, tile_slopes, weight, weight_slope, parameters, normalised, slopes, inverses, alongs,
     ) = ctx.saved_tensors  # fmt: skip
     shape = (tiles.shape[1], len(weight))
-    of_products, of_product_slopes, of_tiles, of_tile_slopes = (
-        planes(tiles.dtype, *shape) for _ in range(4)
-    )
+    of_tiles, of_tile_slopes = (planes(tiles.dtype, *shape) for _ in range(2))
+    of_products = of_product_slopes = None
+    if _moves(ctx, 2, 3):
+        of_products, of_product_slopes = (planes(tiles.dtype, *shape) for _ in range(2))
     sums = torch.zeros_like(parameters)
     kernels.call(
-        "dual_backward", a.contiguous(), b.contiguous(), normalised, slopes, inverses, alongs,
+        "dual_backward", a, b, normalised, slopes, inverses, alongs,
         parameters, of_products, of_product_slopes, of_tiles, of_tile_slopes, sums,
         sizes=(of_tiles.stride(0), len(b), *ctx.size, len(weight)),
     )  # fmt: skip
     of_weight = of_weight_slope = None
     if ctx.needs_input_grad[2]:
+        assert of_products is not None and of_product_slopes is not None
         of_filters = torch.bmm(of_products.transpose(1, 2), tiles)
         of_filters.baddbmm_(of_product_slopes.transpose(1, 2), tile_slopes)
         of_weight = winograd.transform_filters_back(of_filters)
     if ctx.needs_input_grad[3]:
+        assert of_product_slopes is not None
         of_filters = torch.bmm(of_product_slopes.transpose(1, 2), tiles)
         of_weight_slope = winograd.transform_filters_back(of_filters)
     of_images = of_image_slopes = None
@@ -157,13 +170,15 @@ class DualFirstBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, a: Tensor | None, b: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the slopes of the images, of the parameters and of their slopes."""
-        a, b = torch.zeros_like(b) if a is None else a.contiguous(), b.contiguous()
-        of_images = _of_first_images(ctx, a, b) if ctx.needs_input_grad[0] else None
+        of_images = _of_first_images(ctx, *_both(a, b)) if ctx.needs_input_grad[0] else None
         of_parameters: tuple[Tensor | None, ...] = (None,) * 4
-        if _moves(ctx, 1, 2, 3, 4):
-            of_parameters = _of_first_parameters(ctx, a, b)
+        if _moves(ctx, 1, 3):
+            of_parameters = _of_first_parameters(ctx, *_both(a, b))
+        elif _moves(ctx, 2, 4):
+            # Of the slopes alone; where the images move too, the values may have been used alone.
+            of_parameters = _of_first_slopes(ctx, *_both(a, b)[1:])
         return of_images, *of_parameters, None, None
 
 
@@ -182,16 +197,21 @@ def _of_first_images(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
 def _of_first_parameters(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     padded, taps, parameters = ctx.saved_tensors
     of_taps, sums = torch.zeros_like(taps), torch.zeros_like(parameters)
-    if _moves(ctx, 1, 3):
-        kernels.call(
-            "first_dual_backward", a, b, padded, taps, parameters, of_taps, sums, ctx.eps,
-            sizes=ctx.sizes,
-        )  # fmt: skip
-    else:
-        half = len(taps) // 2
-        kernels.call(
-            "first_backward", b, padded, taps[:half], parameters[2], parameters[0],
-            parameters[1], of_taps[half:], *sums[3:], ctx.eps, sizes=ctx.sizes,
-        )  # fmt: skip
+    kernels.call(
+        "first_dual_backward", a, b, padded, taps, parameters, of_taps, sums, ctx.eps,
+        sizes=ctx.sizes,
+    )  # fmt: skip
     of_weight, of_weight_slope = (part.T.reshape(ctx.shape) for part in of_taps.chunk(2))
     return of_weight, of_weight_slope, sums[:3], sums[3:]
+
+
+def _of_first_slopes(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:
+    # The slopes are linear in the slopes: this is the backward pass of the block itself.
+    padded, taps, (scale, shift, bias, *_) = ctx.saved_tensors
+    own = taps[: len(taps) // 2]
+    of_taps, sums = torch.zeros_like(own), own.new_zeros(3, own.shape[1])
+    kernels.call(
+        "first_backward", b, padded, own, bias, scale, shift, of_taps, *sums, ctx.eps,
+        sizes=ctx.sizes,
+    )  # fmt: skip
+    return None, of_taps.T.reshape(ctx.shape), None, sums

@@ -123,8 +123,11 @@ def is_block(layers: Sequence[nn.Module]) -> bool:
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == (3, 3)
-        and convolution.stride == (1, 1)
+        and convolution.stride == convolution.dilation == (1, 1)
         and convolution.groups == 1
+        and convolution.bias is not None
+        and convolution.padding_mode == "zeros"
+        and convolution.padding[0] == convolution.padding[-1] in range(1, 100)
         and isinstance(norm, nn.GroupNorm)
         and norm.num_groups == norm.num_channels
         and isinstance(activation, nn.ReLU)
@@ -135,8 +138,7 @@ def is_block(layers: Sequence[nn.Module]) -> bool:
 def fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None = None) -> bool:
     """Whether a block takes images (N, c, h, w); with products in a lower precision, if one is."""
     assert isinstance(convolution, nn.Conv2d)
-    border = 2 * int(convolution.padding[0]) - 2
-    height, width = images.shape[-2] + border, images.shape[-1] + border
+    height, width = filtered_size(images, convolution)
     if height % 2 or width % 2 or min(height, width) <= 0:
         return False
     if on_cuda(images.device):
@@ -145,6 +147,12 @@ def fits(images: Tensor, convolution: nn.Module, lower: torch.dtype | None = Non
     if images.device.type != "cpu":
         return False
     return lower is None or lower == kernels.LOWER and kernel_for(images, convolution) is not None
+
+
+def filtered_size(images: Tensor, convolution: nn.Conv2d) -> tuple[int, int]:
+    """Return the height and width of what a block's convolution makes of images (N, c, h, w)."""
+    border = 2 * int(convolution.padding[0]) - 2
+    return images.shape[-2] + border, images.shape[-1] + border
 
 
 def kernel_for(images: Tensor, convolution: nn.Conv2d) -> type[torch.autograd.Function] | None:

@@ -471,6 +471,7 @@ void dual_forward(const T *products, const T *product_slopes, const T *parameter
         }
 }
 
+// Null for `of_products` and `of_product_slopes` where the slopes of weights are not asked for.
 template <typename T>
 void dual_backward(const T *a, const T *b, const T *normalised, const T *slopes, const T *inverses,
                    const T *alongs, const T *parameters, T *of_products, T *of_product_slopes,
@@ -497,15 +498,17 @@ void dual_backward(const T *a, const T *b, const T *normalised, const T *slopes,
             for (long y = 0; y < h; y += 4)
                 for (long x = 0; x < w; x += 4, place += o) {
                     long tile = (y + 1) * row + x + 1, window = y * row + x;
-                    transform_tile<T, T>(&pixels[tile], row, of_products + place, plane);
-                    transform_tile<T, T>(&moving[tile], row, of_product_slopes + place, plane);
+                    if (of_products) {
+                        transform_tile<T, T>(&pixels[tile], row, of_products + place, plane);
+                        transform_tile<T, T>(&moving[tile], row, of_product_slopes + place, plane);
+                    }
                     transform_window<T, T>(&pixels[window], row, tiles + place, plane);
                     transform_window<T, T>(&moving[window], row, tile_slopes + place, plane);
                 }
         }
 }
 
-// The first block, of constant images: `weights` and `parameters` with their slopes behind them.
+// The first block, whose images have no slope: `weights` and `parameters` with their slopes behind them.
 template <typename T>
 inline void first_dual(const T *image, const T *weights, const T *parameters, T eps,
                        Vec<T> *pixels, Vec<T> *moving, Vec<T> &inverse, Vec<T> &along, long c,

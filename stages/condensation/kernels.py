@@ -81,13 +81,14 @@ def usable(dtype: torch.dtype, channels: int) -> bool:
     return takes(dtype, channels) and torch.get_num_threads() <= MOST_THREADS
 
 
-def call(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
+def call(name: str, *arguments: Tensor | float | None, sizes: tuple[int, ...]) -> None:
     """Call a kernel; other threads run meanwhile.
 
     Args:
         name: Of the function, without its type.
-        arguments: Tensors, laid out as the kernel reads or fills them, and numbers. The tensors are
-            of one type, or those of products of matrices are `LOWER`, the others float32.
+        arguments: Tensors, laid out as the kernel reads or fills them, None for what it need not
+            fill, where it says so, and numbers. The tensors are of one type, or those of products
+            of matrices are `LOWER`, the others float32.
         sizes: The integers that come last.
     """
     dtypes = {value.dtype for value in arguments if isinstance(value, Tensor)}
@@ -96,7 +97,9 @@ def call(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
     function = getattr(_library[0], f"{name}_{DTYPES[computed]}{lower}")
     function.restype = None
     values = [
-        ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else ctypes.c_double(value)
+        ctypes.c_double(value)
+        if isinstance(value, float | int)
+        else ctypes.c_void_p(None if value is None else value.data_ptr())
         for value in arguments
     ]
     function(*values, *map(ctypes.c_long, sizes))

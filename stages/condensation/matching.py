@@ -94,10 +94,10 @@ class Engine:
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
         autocast: What the convolutions and products for g_T are lowered to, if to anything. All
             else is as precise as the images: what curvature takes, and the synthetic side. With it,
-            and order 1, on the CPU, that side goes by compiled kernels where these take all of the
-            network's convolutions: their float32 moves an image step by some thousandths of its
-            length, the lowered g_T by some hundredths (and the plain loop's rounding by one or two
-            ten-thousandths, which is why it does not without).
+            where there is no Q, that side goes by compiled kernels of the CPU if these take all of
+            the network's convolutions: their float32 moves an image step by up to some thousandths
+            of its length, the lowered g_T by some hundredths, but the plain loop's rounding by
+            ten-thousandths at most, so that without it, it does not.
     """
 
     compiled: bool = False

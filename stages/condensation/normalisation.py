@@ -59,6 +59,10 @@ class LayerNorm(nn.LayerNorm):
     product with the Hessian does. Group norm with a single group is the same function, and right.
     """
 
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        """Begin as the identity on normalised activations of this shape (ch, h, w)."""
+        super().__init__(shape)
+
     def forward(self, activations: Tensor) -> Tensor:
         """Return the normalised activations (B, ch, h, w)."""
         normalised = F.group_norm(activations, 1, eps=self.eps)

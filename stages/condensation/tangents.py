@@ -71,20 +71,22 @@ def tangent_pass(module: nn.Sequential, theta: Values, vector: Values, images: T
 
 
 def in_kernels(module: nn.Module, images: Tensor) -> bool:
-    """Whether all convolutions of images (B, ch, h, w) are in blocks that compiled kernels take."""
+    """Whether all convolutions of images (B, ch, h, w) are in blocks that compiled kernels take.
+
+    The first is of few channels; of one block alone, kernels are not faster.
+    """
     if type(module) is not nn.Sequential:
         return False
-    layers, at = list(module), images.detach()
-    while fused.is_block(layers[:4]):
+    layers, at, taken = list(module), images.detach(), 0
+    while fused.is_block(layers[:4]) and fused.fits(at, layers[0]):
         convolution = layers[0]
         assert isinstance(convolution, nn.Conv2d)
-        if not fused.fits(at, convolution) or fused.kernel_for(at, convolution) is None:
+        if fused.kernel_for(at, convolution) is not (WinogradBlock if taken else FirstBlock):
             return False
-        border = 2 * int(convolution.padding[0]) - 2
-        height, width = ((size + border) // 2 for size in at.shape[2:])
-        at = at.new_empty(len(at), convolution.out_channels, height, width)
-        layers = layers[4:]
-    return not any(isinstance(layer, nn.Conv2d) for layer in layers)
+        height, width = fused.filtered_size(at, convolution)
+        at = at.new_empty(len(at), convolution.out_channels, height // 2, width // 2)
+        layers, taken = layers[4:], taken + 1
+    return taken > 1 and not any(isinstance(layer, nn.Conv2d) for layer in layers)
 
 
 def _by_layer(values: Values, names: Sequence[str]) -> list[dict[str, Tensor]]:

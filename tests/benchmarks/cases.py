@@ -342,7 +342,10 @@ def processes(case: Case, device: torch.device, side: str) -> Run:
 
 def precision(case: Case, device: torch.device, side: str) -> str:
     """Return what most products of a side are calculated in, one of `CEILINGS` of the device."""
-    if side.endswith("bfloat16") or (case.kind.endswith("bfloat16") and side == "engine"):
+    if side.endswith("bfloat16"):
+        return "bfloat16"
+    if case.kind.endswith("bfloat16") and side == "engine" and 3 * case.ipc <= case.real:
+        # Of each real image three products in it, of each synthetic one nine in float32.
         return "bfloat16"
     convolutions = not case.network.startswith("mlp")
     in_tf32 = device.type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32
