@@ -1,7 +1,8 @@
 """The matching step: against the reference loop, finite differences and the explicit matrices."""
 
 import copy
-from collections.abc import Iterator, Sequence
+import ctypes
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -420,12 +421,27 @@ def test_result_does_not_depend_on_the_number_of_threads(compiled: bool) -> None
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    """What the C++ compiler makes of the kernels, once: it takes seconds."""
+    if reason := kernels.build():
+        pytest.skip(reason)
+    (built,) = kernels._library
+    kernels.discard()
+    return built
+
+
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+def put_to_use(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled kernels are used."""
+    monkeypatch.setattr(kernels, "_library", [library])
+
+
+@pytest.fixture
+def called(put_to_use: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The compiled kernels, which take small networks here, too; and those that were called."""
     monkeypatch.setattr(fused, "FEWEST_CHANNELS", 8)
     monkeypatch.setattr(fused, "FEWEST_TILES", 1)
-    assert kernels.build() == ""
     names, call = set(), kernels.call
 
     def watched(name: str, *arguments: Tensor | float, sizes: tuple[int, ...]) -> None:
@@ -433,8 +449,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
         call(name, *arguments, sizes=sizes)
 
     monkeypatch.setattr(kernels, "call", watched)
-    yield names
-    kernels.discard()
+    return names
 
 
 @pytest.mark.parametrize("family", [None, *FAMILIES])
@@ -465,7 +480,7 @@ def test_the_synthetic_side_by_kernels_equals_the_reference(
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)], ids=str)
 def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int], put_to_use: None
 ) -> None:
     """In float32, at the sizes of the kernels: classes of few images go by PyTorch's operators.
 
@@ -476,7 +491,6 @@ def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
     draw = {"stream": "synthetic", "image_shape": shape}
     images, real = random_images(18, **draw), random_images(NUM_CLASSES, 3, **draw)  # type: ignore[arg-type]
     before, results = torch.get_num_threads(), []
-    assert kernels.build() == ""
     try:
         assert [network.in_kernels(each.float()) for each in images.split(sizes)] == [
             False,
@@ -492,7 +506,6 @@ def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
             results.append(matched.gradient)
     finally:
         torch.set_num_threads(before)
-        kernels.discard()
     one, three, exact = results
     assert torch.equal(one, three)
     gaps = (one.double() - exact)[0].split(sizes), exact[0].split(sizes)
