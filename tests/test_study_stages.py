@@ -25,9 +25,7 @@ def without_code(place: Path) -> None:
         values = yaml.safe_load((place / name).read_text())
         for stage in values["stages"].values():
             inner = stage.get("do", stage)
-            kept = [each for each in inner["deps"] if "stages/" not in str(each)]
-            inner.pop("deps")
-            inner |= {"deps": kept} if kept else {}
+            inner["deps"] = [each for each in inner["deps"] if "stages/" not in str(each)]
         (place / name).write_text(yaml.safe_dump(values, sort_keys=False))
 
 

@@ -13,6 +13,7 @@ from condensation.derivatives import (
     constant_gradient_and_product,
     constant_hessian_vector_product,
     hessian_vector_product,
+    inner_product,
     loss_gradient,
 )
 from condensation.distance_slopes import distance_slope
@@ -31,7 +32,7 @@ from condensation.networks import (
 from condensation.normalisation import NORMS
 from condensation.randomness import generator
 from condensation.tangents import RULES, has_rules
-from conftest import NUM_CLASSES, central_difference
+from conftest import NUM_CLASSES, central_difference, tiny_network
 
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 CONVNETS = [
@@ -95,7 +96,7 @@ def forward_mode(
 
     def along(u: Tensor) -> Tensor:
         (pulled,) = pull(u)
-        return torch.stack([(pulled[key] * vector[key]).sum() for key in vector]).sum()
+        return inner_product(pulled, vector)
 
     return logits, torch.func.grad(along)(torch.zeros_like(logits)), pull
 
@@ -226,7 +227,7 @@ def test_third_derivatives_equal_central_differences(options: dict[str, str]) ->
 
     def curvature(images: Tensor) -> Tensor:
         product = hessian_vector_product(theta, network, images, LABELS, vector)
-        return torch.stack([(product[key] * vector[key]).sum() for key in vector]).sum()
+        return inner_product(product, vector)
 
     direction = torch.randn(images.shape, generator=generator(5), dtype=torch.float64)
     found = (torch.func.grad(curvature)(images) * direction).sum()
@@ -242,8 +243,7 @@ def test_the_slope_of_a_distance_is_that_of_differentiating_twice(
     shape: tuple[int, int, int], distance: str, block_size: int, compiled: bool
 ) -> None:
     """Images of one channel and of three, with a border of three pixels and of one."""
-    network = build_network("convnet", shape, NUM_CLASSES, {"width": 16})
-    theta = {key: value.double() for key, value in init_theta(network, generator(0), "cpu").items()}
+    network, theta = tiny_network("convnet", shape, width=16, depth=3)
     images, other = torch.randn(2, 5, *shape, generator=generator(3), dtype=torch.float64)
     target, measure = loss_gradient(theta, network, other, LABELS), DISTANCES[distance]
     found, value = distance_slope(theta, network, images, LABELS, target, measure, block_size)
@@ -272,23 +272,30 @@ def test_the_slope_of_the_loss_is_what_it_is_where_no_parameter_moves(compiled: 
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
 
 
+NOT_IN_KERNELS: list[tuple[str, dict[str, int | float | str]]] = [
+    ("lenet", {}),
+    ("mlp", {}),
+    ("resnet18", {"width": 4}),
+    ("convnet", {"norm": "group"}),
+    ("convnet", {"depth": 1}),
+]
+
+
 def test_kernels_take_all_convolutions_from_some_number_of_images_on(compiled: bool) -> None:
     """So that the third block of 28 x 28 has enough tiles; 8 x 8 pixels there, four tiles each."""
-    network, (height, width) = build_network("convnet", (1, 28, 28), 10), (28, 28)
+    shape = (1, 28, 28)
+    network = build_network("convnet", shape, 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "FEWEST_TILES", 32)
         for number, enough in ((7, False), (8, True)):
-            images = torch.zeros(number, 1, height, width, requires_grad=True)
+            images = torch.zeros(number, *shape, requires_grad=True)
             assert network.in_kernels(images) == (compiled and enough)
-    images = torch.zeros(8, 1, height, width)
-    assert not build_network("convnet", (1, 28, 28), 10, {"norm": "group"}).in_kernels(images)
-    assert not build_network("resnet18", (1, 28, 28), 10, {"width": 4}).in_kernels(images)
-    assert not build_network("lenet", (1, 28, 28), 10).in_kernels(images)
-    assert not build_network("mlp", (1, 28, 28), 10).in_kernels(images)
-    assert not build_network("convnet", (1, 28, 28), 10, {"depth": 1}).in_kernels(images)
+    images = torch.zeros(8, *shape)
+    for name, options in NOT_IN_KERNELS:
+        assert not build_network(name, shape, 10, options).in_kernels(images)
     with pytest.MonkeyPatch.context() as patch:  # whose second block has no Winograd kernel
         patch.setattr(fused, "FEWEST_CHANNELS", 32)
-        assert not build_network("convnet", (1, 28, 28), 10, {"width": 16}).in_kernels(images)
+        assert not build_network("convnet", shape, 10, {"width": 16}).in_kernels(images)
 
 
 def test_blocks_that_are_not_as_the_kernels_assume_are_not_taken() -> None:
