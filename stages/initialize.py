@@ -28,7 +28,11 @@ def main() -> None:
         raise ValueError(reason)
     counts = class_counts(params.ipc, params.ipc_shares, dataset.class_names, dataset.class_sizes)
     number = counts_text(counts)
-    print(f"initialize: {params.init}, {number} images a class; a few seconds", flush=True)
+    print(
+        f"initialize: {params.init}, images a class: {number}; seconds, or half a minute and more "
+        "for a set of many cluster centres",
+        flush=True,
+    )
     features = chosen_features(params, dataset)
     with together():
         for index in range(params.sets):

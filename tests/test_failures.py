@@ -101,6 +101,14 @@ def test_a_zero_gradient_is_warned_of_once_with_its_reason() -> None:
     assert kinds == [("no_gradient", ("b",)), ("no_gradient", ("a",))]
 
 
+def test_a_zero_gradient_is_said_to_be_in_so_many_sets() -> None:
+    images = IMAGES.repeat(3, 1, 1, 1, 1)
+    gradient = images.clone()
+    gradient[1:, 0] = 0
+    (line,) = Looks()(gradient=gradient, images=images)
+    assert "for the classes a in 2 of 3 sets: the network does not respond" in line
+
+
 def test_without_norms_constant_images_are_no_reason() -> None:
     gradient, images = IMAGES.clone(), IMAGES.clone()
     gradient[:, 0], images[:, 0] = 0, -0.4

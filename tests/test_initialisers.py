@@ -12,9 +12,9 @@ from condensation.datasets import Dataset
 from condensation.features import embed, embedding
 from condensation.features import pixels as pixel_features
 from condensation.initialisers import INITIALISERS
-from condensation.networks import build_network, init_theta
+from condensation.networks import NETWORKS, build_network
 from condensation.randomness import generator
-from condensation.sharpening import sharpen
+from conftest import random_images, tiny_network
 
 CONSTANTS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 ANY_NUMBER = ("noise", "zeros", *CONSTANTS)
@@ -23,7 +23,7 @@ ANY_NUMBER = ("noise", "zeros", *CONSTANTS)
 ONE_OUTCOME = ("zeros", *CONSTANTS, "herding", "kcenter")
 """Those that draw nothing where the features are pixels."""
 
-AVERAGES = ("mean", "kmeans_centers", "kmeans", "sharpened_mean", "sharpened_centers")
+AVERAGES = ("mean", "kmeans_centers", "kmeans")
 """Those that draw nothing for one image a class."""
 
 CHOSEN = ("real", "kmeans", "herding", "kcenter")
@@ -66,7 +66,7 @@ def test_shape_type_and_stream(name: str, ipc: int) -> None:
     if name in ONE_OUTCOME:
         assert torch.equal(first, other)
     elif not (name in AVERAGES and ipc == 1) and name not in ("kmeans", "kmeans_centers"):
-        assert name == "sharpened_centers" or not torch.equal(first, other)
+        assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", INITIALISERS)
@@ -175,7 +175,6 @@ def test_mean_of_one_image_a_class_is_the_class_mean(name: str, tiny_dataset: Da
     ("name", "same"),
     [
         ("kmeans_centers", "mean"),
-        ("sharpened_centers", "sharpened_mean"),
         ("kcenter", "herding"),
         ("kmeans", "herding"),
     ],
@@ -253,35 +252,18 @@ def test_herding_is_the_rule_as_it_is_written() -> None:
     assert herd(features, 6).tolist() == chosen
 
 
-# Sharpening
-
-
-def test_sharpening_keeps_the_ranks_and_takes_the_class_s_values() -> None:
-    """Sorted, the two images are 0 10 20 90 and 2 30 40 250; their means are 1 20 30 170."""
-    members = torch.tensor([[[[20, 0], [90, 10]]], [[[2, 40], [30, 250]]]], dtype=torch.uint8)
-    image = torch.tensor([[[[5.0, 3.0], [4.0, 8.0]]]])
-    assert sharpen(image, members).tolist() == [[[[30.0, 1.0], [20.0, 170.0]]]]
-
-
-def test_sharpening_gives_contrast_back() -> None:
-    dataset = colours()
-    blurred, sharp = (initial(name, dataset, 1) for name in ("mean", "sharpened_mean"))
-    spread = dataset.normalise(dataset.class_images(0)).flatten(2).std(2).mean(0)
-    assert (blurred[0, 0].flatten(1).std(1) < 0.7 * spread).all()
-    torch.testing.assert_close(sharp[0, 0].flatten(1).std(1), spread, rtol=0.1, atol=0)
-
-
 # Features
 
 
-def test_an_embedding_is_what_the_last_layer_sees() -> None:
-    """The classifier applied to it gives the network's logits."""
-    dataset = colours()
-    network = build_network("mlp", dataset.image_shape, 3, {"width": 6})
-    theta = init_theta(network, generator(0, "theta"), "cpu")
-    images = dataset.normalise(dataset.images)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_embedding_is_what_the_last_layer_sees(name: str) -> None:
+    """The last layer applied to it gives the network's logits."""
+    network, theta = tiny_network(name)
+    layers = network.module.named_modules()
+    last = [place for place, layer in layers if isinstance(layer, torch.nn.Linear)][-1]
+    images = random_images(4, stream="images")
     seen = embed(network, theta, images)
-    logits = seen @ theta["classifier.weight"].T + theta["classifier.bias"]
+    logits = seen @ theta[f"{last}.weight"].T + theta[f"{last}.bias"]
     torch.testing.assert_close(logits, network(theta, images))
 
 

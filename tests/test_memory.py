@@ -26,7 +26,7 @@ CLASS = 20
 """Images of a class in the workspace, of 60 training and 30 test images."""
 
 
-@pytest.mark.parametrize("init", ["mean", "kmeans", "herding", "sharpened_centers"])
+@pytest.mark.parametrize("init", ["mean", "kmeans", "herding", "kmeans_centers"])
 def test_no_stage_normalises_a_whole_dataset(
     init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,10 @@
 """One's own images: folders by class and `.npz` files, and what is said of broken ones."""
 
+import errno
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,10 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "train/ant/more").mkdir(),
         r"train/ant/more: is a folder in a class",
     ),
+    "link to nowhere": (
+        lambda folder: (folder / "train/ant/gone.png").symlink_to("nowhere"),
+        r"train/ant/gone\.png: cannot be read \(No such file or directory\)",
+    ),
     "unknown class": (
         lambda folder: (make_folder(folder, "test") / "test/dog").mkdir(),
         r"test/dog: is no class; train has ant, bee, cat",
@@ -194,6 +199,27 @@ def test_all_that_is_wrong_in_a_folder_is_named_at_once(tmp_path: Path) -> None:
     assert len(lines) == len(BROKEN_FOLDERS)
     for _, message in BROKEN_FOLDERS.values():
         assert sum(re.match(f"  {message}", line) is not None for line in lines) == 1
+
+
+def test_a_class_that_must_not_be_read_is_named_with_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path)
+    truncate(tmp_path / "train/bee/01.png")
+    list_folder = Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        # What a system says to others than its administrator, who may read all.
+        if folder.name == "cat":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ValueError) as caught:
+        read_own_images(tmp_path, None, 0)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[0] == "  train/cat: cannot be read (Permission denied)"
+    assert lines[1].startswith("  train/bee/01.png: cannot be read (")
 
 
 def test_a_class_that_is_too_small_is_named_with_all_that_is_wrong(tmp_path: Path) -> None:
@@ -244,6 +270,10 @@ def test_classes_with_too_few_images(
     [
         ({"images": None}, r"images: is missing"),
         ({"labels": None}, r"labels: is missing"),
+        (
+            {"x_test": picture("t", 2, 8, 8, 3), "labels": np.zeros(3)},
+            r"x_test: is not known; takes images, labels, test_images, test_labels, class_names$",
+        ),
         ({"images": np.zeros((10, 8, 8))}, r"images: are float64 10 x 8 x 8, take uint8"),
         ({"images": np.zeros((10, 3, 8, 8), np.uint8)}, r"images: are uint8 10 x 3 x 8 x 8, take"),
         (

@@ -353,6 +353,25 @@ def test_own_colour_images_in_unbalanced_classes(repository: Repository, tmp_pat
     assert repository.stages_run_by("dvc", "repro")[0] == "prepare"
 
 
+def test_a_dataset_that_is_not_there(repository: Repository) -> None:
+    """It is named; what DVC removed for it is back, without a run, once the old one is named."""
+    patterns = ("data/prepared/*", "data/condensed/*", "results/**/*")
+    before = repository.files(*patterns)
+    repository.edit(dataset="./nowhere")
+    done = subprocess.run(
+        ["dvc", "repro"],
+        cwd=repository.folder,
+        env=repository.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+    repository.edit(dataset="mnist")
+    assert repository.stages_run_by("dvc", "repro") == []
+    assert repository.files(*patterns) == before
+
+
 def interrupted(repository: Repository, *command: str) -> None:
     """Start a command of DVC and press Ctrl-C once `condense` has written some checkpoints."""
     process = subprocess.Popen(

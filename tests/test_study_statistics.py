@@ -69,6 +69,12 @@ def test_accuracies_between_snapshots_are_interpolated_and_the_last_stays() -> N
     assert values.tolist() == [[10, 20], [23, 33], [62, 72], [62, 72]]
 
 
+def test_before_the_first_images_there_is_no_accuracy() -> None:
+    values = at_seconds(set_means(SCORES, "mlp"), [2.0, 6.0], [1.0, 2.0, 4.0])
+    assert np.isnan(values[0]).all()
+    assert values[1:].tolist() == [[10, 20], [36, 46]]
+
+
 @pytest.mark.parametrize(
     ("target", "expected"), [(5.0, 0.0), (15.0, 5.0), (20.0, 10.0), (25.0, 15.0), (31.0, None)]
 )

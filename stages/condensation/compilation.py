@@ -211,18 +211,18 @@ def largest_error(precision: str = "float32") -> float:
     def errors() -> Iterator[float]:
         # Not by `torch.func`: to load it takes a second, and other stages than condense need not.
         arguments = (theta, plain, images, labels)
-        exact = of_theta(classification_loss(*arguments), again=True)
+        learned = images.clone().requires_grad_()
+        exact = of_theta(classification_loss(theta, plain, learned, labels), again=True)
         lower = PRECISIONS[precision]
         yield error(constant_loss_gradient(*arguments, len(images), autocast=lower), exact)
         if lower is None:
-            learned = images.clone().requires_grad_()
-            again = of_theta(classification_loss(theta, plain, learned, labels), again=True)
-            (by_images,) = torch.autograd.grad(inner_product(again, vector), learned)
+            expected = inner_product(exact, vector)
+            (by_images,) = torch.autograd.grad(expected, learned, retain_graph=True)
             constants = {name: value.detach() for name, value in theta.items()}
             along = loss_slope(constants, plain, learned, labels, vector)
             (found,) = torch.autograd.grad(along, learned)
             yield error({"images": found}, {"images": by_images})
-            product = of_theta(inner_product(exact, vector))
+            product = of_theta(expected)
             both = constant_gradient_and_product(*arguments, vector, len(images))
             yield from map(error, both, (exact, product))
 

@@ -124,9 +124,13 @@ class Watch:
                 (without & ~constant, "the network does not respond to its images (activation?)"),
             ):
                 if names := self._new(found, "no_gradient", before):
+                    new = torch.tensor([name in names for name in self._class_names])
+                    sets = int((zero.cpu() & new).any(1).sum())
                     text = (
                         f"the image gradient is zero at iteration {iteration} for the classes "
-                        f"{', '.join(names)}: {reason}"
+                        f"{', '.join(names)}"
+                        + (f" in {sets} of {len(zero)} sets" if len(zero) > 1 else "")
+                        + f": {reason}"
                     )
                     warnings.append(Warned(iteration, "no_gradient", names, text))
         return warnings

@@ -12,7 +12,6 @@ from condensation.averages import cluster_centers, nearest_images, part_means
 from condensation.coresets import Coreset, cover, herd
 from condensation.datasets import Dataset, require_images, sample_class
 from condensation.features import Features
-from condensation.sharpening import sharpen
 
 Counts = Sequence[int]
 """Synthetic images of each class."""
@@ -132,20 +131,6 @@ def kcenter(
     return _coreset(cover, dataset, counts, generator, features)
 
 
-def sharpened_mean(
-    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
-) -> Tensor:
-    """`mean`, with the pixel values of the class's images in place of greys; see `sharpen`."""
-    return _sharpened(dataset, part_means(dataset, counts, generator))
-
-
-def sharpened_centers(
-    dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
-) -> Tensor:
-    """`kmeans_centers`, likewise: different shapes of the class, each with its contrast."""
-    return _sharpened(dataset, cluster_centers(dataset, counts, generator))
-
-
 def _constant(dataset: Dataset, counts: Counts, pixel: float) -> Tensor:
     require_images(dataset, [1] * len(counts))
     shape = (sum(counts), *dataset.image_shape)
@@ -167,11 +152,6 @@ def _coreset(
     return dataset.normalise(torch.cat(chosen))
 
 
-def _sharpened(dataset: Dataset, images: Sequence[Tensor]) -> Tensor:
-    sharp = [sharpen(of_class, dataset.class_images(c)) for c, of_class in enumerate(images)]
-    return dataset.normalise(torch.cat(sharp))
-
-
 INITIALISERS: dict[str, Initialiser] = {
     "noise": noise,
     "real": real,
@@ -184,6 +164,4 @@ INITIALISERS: dict[str, Initialiser] = {
     "kmeans_centers": kmeans_centers,
     "herding": herding,
     "kcenter": kcenter,
-    "sharpened_mean": sharpened_mean,
-    "sharpened_centers": sharpened_centers,
 }

@@ -539,6 +539,20 @@ void first_dual_forward(const T *images, const T *weights, const T *parameters, 
         }
 }
 
+// What image n is filtered to by the filters from j on, and its slopes; then, in their places, what
+// a and b say of them, and of the parameters, added to `each`.
+template <typename T>
+void first_dual_slopes(const T *a, const T *b, const T *images, const T *weights,
+                       const T *parameters, T eps, Vec<T> *pixels, Vec<T> *moving, long c, long h,
+                       long w, long o, long n, long j, T *const *each) {
+    long H = h - 2, W = w - 2, out = n * H * W / 4 * o + j;
+    Vec<T> inverse, along;
+    first_dual<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels, moving, inverse,
+                  along, c, h, w, o);
+    dual_norm_backward<T>(pixels, moving, W, a + out, b + out, inverse, along, load(parameters + j),
+                          load(parameters + o + j), load(parameters + 3 * o + j), H, W, o, each, j);
+}
+
 template <typename T>
 void first_dual_backward(const T *a, const T *b, const T *images, const T *weights,
                          const T *parameters, T eps, T *of_weights, T *sums, long N, long c, long h,
@@ -550,13 +564,8 @@ void first_dual_backward(const T *a, const T *b, const T *images, const T *weigh
     std::vector<Vec<T>> pixels(H * W), moving(H * W);
     for (long n = 0; n < N; n++)
         for (long j = 0; j < o; j += V) {
-            Vec<T> inverse, along;
-            first_dual<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
-                          moving.data(), inverse, along, c, h, w, o);
-            long out = n * H * W / 4 * o + j;
-            dual_norm_backward<T>(pixels.data(), moving.data(), W, a + out, b + out, inverse, along,
-                                  load(parameters + j), load(parameters + o + j),
-                                  load(parameters + 3 * o + j), H, W, o, each, j);
+            first_dual_slopes<T>(a, b, images, weights, parameters, eps, pixels.data(),
+                                 moving.data(), c, h, w, o, n, j, each);
             for (long channel = 0; channel < c; channel++) {
                 const T *image = images + (n * c + channel) * h * w;
                 T *to = of_weights + channel * 9 * o + j;
@@ -583,13 +592,8 @@ void first_dual_images(const T *a, const T *b, const T *images, const T *weights
     for (long n = 0; n < N; n++) {
         for (auto &pixel : whole) pixel = Vec<T>{};
         for (long j = 0; j < o; j += V) {
-            Vec<T> inverse, along;
-            first_dual<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
-                          moving.data(), inverse, along, c, h, w, o);
-            long out = n * H * W / 4 * o + j;
-            dual_norm_backward<T>(pixels.data(), moving.data(), W, a + out, b + out, inverse, along,
-                                  load(parameters + j), load(parameters + o + j),
-                                  load(parameters + 3 * o + j), H, W, o, each, j);
+            first_dual_slopes<T>(a, b, images, weights, parameters, eps, pixels.data(),
+                                 moving.data(), c, h, w, o, n, j, each);
             for (long y = 0; y < H; y++) {
                 std::memcpy(&wide[(y + 1) * row + 1], &pixels[y * W], W * sizeof(Vec<T>));
                 std::memcpy(&wide_moving[(y + 1) * row + 1], &moving[y * W], W * sizeof(Vec<T>));

@@ -37,7 +37,7 @@ _library: list[ctypes.CDLL] = []
 
 
 def build() -> str:
-    """Compile the kernels for this processor and put them to use; takes a second or so.
+    """Compile the kernels for this processor and put them to use; takes a few seconds.
 
     Returns:
         Empty, or why they are not used.

@@ -56,12 +56,14 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
-            for name in _ARRAYS:
-                if name in file.files:
-                    try:
-                        arrays[name] = _array(file, name)
-                    except Exception as error:
-                        problems.append(f"{name}: cannot be read ({reason(error)})")
+            for name in file.files:
+                if name not in _ARRAYS:
+                    problems.append(f"{name}: is not known; takes {', '.join(_ARRAYS)}")
+                    continue
+                try:
+                    arrays[name] = _array(file, name)
+                except Exception as error:
+                    problems.append(f"{name}: cannot be read ({reason(error)})")
     except Exception as error:  # whatever the bytes lead the readers of zip and npy to
         said = reason(error).replace(str(path), "the file")
         problems.append(f"it cannot be read ({said})")

@@ -59,7 +59,12 @@ def _list_part(path: Path, part: str, names: tuple[str, ...], problems: list[str
         elif entry.name not in names:
             problems.append(f"{part}/{entry.name}: is no class; train has {', '.join(names)}")
         else:
-            for file in _visible(entry):
+            try:
+                files = _visible(entry)
+            except OSError as error:
+                problems.append(_about(entry, path, error))
+                continue
+            for file in files:
                 if file.is_dir():
                     problems.append(f"{part}/{entry.name}/{file.name}: is a folder in a class")
                 else:

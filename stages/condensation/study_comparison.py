@@ -6,6 +6,7 @@ Arms are compared as they were measured: the same panel, network and sets.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from condensation.study_records import Cell
@@ -75,8 +76,9 @@ def compare(study: Study, cells: Cells) -> pd.DataFrame:
             times = _seconds(reference, theirs)
             values = at_seconds(ours, _seconds(cell, ours), times)
             for time, mine, other in zip(times, values, theirs.to_numpy(), strict=True):
-                found = differences(mine, other)
-                rows.append({**named, "by": "seconds", "at": time, **_columns(found)})
+                if not np.isnan(mine).any():
+                    found = differences(mine, other)
+                    rows.append({**named, "by": "seconds", "at": time, **_columns(found)})
     columns = ["arm", "panel", "label", "network", "by", "at", "difference", "half_width", "sets"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -85,14 +85,15 @@ def summary(scores: pd.DataFrame, network: str) -> pd.DataFrame:
 def at_seconds(means: pd.DataFrame, seconds: Sequence[float], times: Sequence[float]) -> np.ndarray:
     """Return the accuracy of each set after some seconds: (times, sets).
 
-    Between two snapshots it is interpolated, and after the last it stays what it was.
+    Between two snapshots it is interpolated, and after the last it stays what it was; before the
+    first there are no images, and it is NaN.
 
     Args:
         means: Of `set_means`.
         seconds: When each of its iterations was reached.
         times: In seconds.
     """
-    columns = [np.interp(times, seconds, means[index]) for index in means.columns]
+    columns = [np.interp(times, seconds, means[index], left=np.nan) for index in means.columns]
     return np.stack(columns, axis=1)
 
 

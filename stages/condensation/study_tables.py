@@ -130,7 +130,7 @@ def _accuracy_table(study: Study, cells: Cells, rows: pd.DataFrame) -> Table:
 
 
 def _difference_table(rows: pd.DataFrame) -> Table:
-    points = list(dict.fromkeys(rows["at"]))
+    points = sorted(rows["at"].unique())
     body = []
     for _, of_arm in rows.groupby("arm", sort=False):
         found = of_arm.set_index("at")
