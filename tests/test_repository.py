@@ -1,13 +1,14 @@
 """The repository as a reader finds it: its files, its lock file, its requirements, its README."""
 
 import ast
+import csv
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -58,6 +59,7 @@ PROGRAMS = {
     "torchrun",
 }
 README = (ROOT / "README.md").read_text()
+STUDIES = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("results/studies/*/dvc.lock"))
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -109,22 +111,46 @@ def test_outputs_are_in_git_or_in_the_cache() -> None:
             assert ignored == options.get("cache", True), path
 
 
-def test_the_committed_results_are_those_of_the_committed_pipeline(
-    command_environment: dict[str, str], tmp_path: Path
-) -> None:
-    """In a clone, DVC would run no stage: settings, code and results are those of dvc.lock."""
-    git("clone", "--quiet", str(ROOT), str(tmp_path / "clone"))
-    done = subprocess.run(
-        ["dvc", "repro", "--dry", "--allow-missing"],
-        cwd=tmp_path / "clone",
-        env={**command_environment, "DVC_SITE_CACHE_DIR": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-    )
-    shutil.rmtree(tmp_path / "clone")
+Command = Callable[..., str]
+"""`(words of a command)` -> what it prints."""
+
+
+@pytest.fixture(scope="module")
+def in_a_clone(
+    command_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Command]:
+    """Runs a command in a clone of the last commit."""
+    folder = tmp_path_factory.mktemp("committed")
+    git("clone", "--quiet", str(ROOT), str(folder / "clone"))
+    environment = {**command_environment, "DVC_SITE_CACHE_DIR": str(folder / "site")}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=folder / "clone", env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield run
+    shutil.rmtree(folder)
+
+
+def test_the_committed_results_are_those_of_the_committed_pipeline(in_a_clone: Command) -> None:
+    """DVC would run no stage: settings, code and results are those of dvc.lock."""
+    said = in_a_clone("dvc", "repro", "--dry", "--allow-missing")
     # DVC ends with status 0 whether or not there is something to run.
-    assert re.findall("^Running stage '(.+)'", done.stdout, re.MULTILINE) == []
-    assert done.returncode == 0 and "up to date" in done.stdout, done.stderr
+    assert re.findall("^Running stage '(.+)'", said, re.MULTILINE) == [] and "up to date" in said
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_committed_cells_are_those_of_the_committed_studies(
+    study: Path, in_a_clone: Command
+) -> None:
+    """DVC would measure no arm again, nor draw the figures."""
+    listed = json.loads(in_a_clone("dvc", "status", "--json", f"{study}/dvc.yaml"))
+    stale = [name.rpartition(":")[2] for name in listed]
+    measured = {path.name for path in (ROOT / study / "cells").iterdir()}
+    assert [name for name in stale if name.rpartition("@")[2] in {"summarize", *measured}] == []
 
 
 # Requirements
@@ -329,3 +355,24 @@ def test_the_readme_tells_the_measured_figures(network: str) -> None:
     assert "{accuracy:.1f} ± {std:.1f} (n = {n})".format(**measured) in row
     assert "{ceiling:.1f} ± {ceiling_std:.2f} (n = {ceiling_n})".format(**measured) in row
     assert "{retained:.1f} %".format(**measured) in row
+
+
+DATASETS = ROOT / "results/studies/datasets"
+
+
+@pytest.mark.parametrize(
+    "label", yaml.safe_load((DATASETS / "params.yaml").read_text())["published"]
+)
+def test_the_readme_tells_what_the_study_of_data_measured(label: str) -> None:
+    published = yaml.safe_load((DATASETS / "params.yaml").read_text())["published"][label]
+    rows = csv.DictReader((DATASETS / "summary.csv").open())
+    *_, last = (row for row in rows if row["label"] == label)
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {label} |")]
+    ours = f"{float(last['accuracy']):.1f} ± {float(last['std']):.1f} (n = {last['networks']})"
+    theirs = "{} ± {}".format(*published[last["network"]])
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        label,
+        last["iteration"],
+        ours,
+        theirs,
+    ]
