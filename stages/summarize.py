@@ -79,7 +79,8 @@ def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, F
     """Draw whatever the study has something to show for."""
     facets = {
         facet_title(study, str(panel), str(network), accuracies): {
-            str(label): table for label, table in rows.groupby("label", sort=False)
+            str(label): _with_published(study, str(label), str(network), table)
+            for label, table in rows.groupby("label", sort=False)
         }
         for (panel, network), rows in accuracies.groupby(["panel", "network"], sort=False)
     }
@@ -114,6 +115,11 @@ def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, F
     if study.published and accuracies["network"].nunique() > 1:
         drawn["transfer"] = transfer(transfer_table(study, accuracies))
     return drawn
+
+
+def _with_published(study: Study, label: str, network: str, table: pd.DataFrame) -> pd.DataFrame:
+    published = study.published.get(label, {}).get(network)
+    return table if published is None else table.assign(published=published[0])
 
 
 def metrics(cells: Cells, accuracies: pd.DataFrame) -> dict[str, Any]:

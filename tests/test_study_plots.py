@@ -18,3 +18,27 @@ def test_every_arm_is_named_within_the_figure(arms: int) -> None:
     assert len(legend.get_texts()) == arms
     extent = legend.get_window_extent()
     assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize(
+    ("accuracies", "ticks"),
+    [
+        ([10.0, 93.0], [0, 30, 50, 70, 80, 85, 90]),
+        ([64.0, 72.0], [65, 68, 70, 72]),
+        ([95.0, 100.0], [95, 98, 99, 99.5]),
+    ],
+)
+def test_accuracies_are_drawn_by_their_errors(
+    accuracies: list[float], ticks: list[float], published: bool
+) -> None:
+    table = pd.DataFrame({"iteration": [0, 10], "accuracy": accuracies, "half_width": 1.0})
+    if published:
+        table["published"] = accuracies[-1]
+    figure = accuracy_curves({"ConvNet": {"mean": table}}, "iteration")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_yticks().tolist() == ticks
+    (legend,) = figure.legends
+    assert ("published" in legend.get_title().get_text()) == published
+    assert len(axes.lines) == 1 + published
