@@ -24,7 +24,7 @@ def test_every_arm_is_named_within_the_figure(arms: int) -> None:
 @pytest.mark.parametrize(
     ("accuracies", "ticks"),
     [
-        ([10.0, 93.0], [0, 30, 50, 70, 80, 85, 90]),
+        ([10.0, 93.0], [0, 30, 50, 70, 80, 90]),
         ([64.0, 72.0], [65, 68, 70, 72]),
         ([95.0, 100.0], [95, 98, 99, 99.5]),
     ],
