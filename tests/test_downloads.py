@@ -9,18 +9,19 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from condensation import cifar, downloads, raw_data, svhn, tiny_imagenet
 from condensation.downloads import RemoteFile, fetch
 from condensation.raw_data import DATASETS, DOWNLOADS, read_raw
+from condensation.raw_dataset import RawDataset
 from condensation.resizing import resize
 from condensation.sources import SOURCES
 
@@ -155,51 +156,68 @@ def test_svhn(compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_cifar(unpacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "published", "key", "read"),
+    [
+        ("cifar10", CIFAR10, "labels", cifar.read_cifar10),
+        ("cifar100", CIFAR100, "fine_labels", cifar.read_cifar100),
+    ],
+)
+def test_cifar(
+    name: str,
+    published: type[CIFAR10],
+    key: str,
+    read: Callable[[Path], RawDataset],
+    unpacked: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pixels = np.arange(3 * 3072, dtype=np.int64).reshape(3, 3072).astype(np.uint8)
     contents = {
-        name: pickle.dumps({"data": pixels, "labels": [0, 1, 2]})
-        for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)
+        file_name: pickle.dumps({"data": pixels, key: [0, 1, 2]})
+        for file_name, _ in (*published.train_list, *published.test_list)
     }
-    contents["batches.meta"] = pickle.dumps({"label_names": ["plane", "car", "bird"]})
+    meta = published.meta["filename"]
+    contents[meta] = pickle.dumps({published.meta["key"]: ["plane", "car", "bird"]})
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as opened:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+        for file_name, content in contents.items():
+            member = tarfile.TarInfo(f"{published.base_folder}/{file_name}")
             member.size = len(content)
             opened.addfile(member, io.BytesIO(content))
     for part in ("train_list", "test_list"):
-        names = [name for name, _ in getattr(CIFAR10, part)]
-        monkeypatch.setattr(CIFAR10, part, [[name, md5(contents[name])] for name in names])
-    meta = {**CIFAR10.meta, "md5": md5(contents["batches.meta"])}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
+        checked = [[each, md5(contents[each])] for each, _ in getattr(published, part)]
+        monkeypatch.setattr(published, part, checked)
+    monkeypatch.setattr(published, "meta", {**published.meta, "md5": md5(contents[meta])})
     file = RemoteFile("cifar.tar.gz", "", md5(archive.getvalue()))
-    monkeypatch.setattr(cifar, "CIFAR10_FILES", [file])
+    monkeypatch.setattr(cifar, f"{name.upper()}_FILES", [file])
     if unpacked:
-        folder = tmp_path / CIFAR10.base_folder
+        folder = tmp_path / published.base_folder
         folder.mkdir()
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
-        monkeypatch.setitem(raw_data.DOWNLOADS, "cifar10", (file,))
+        for file_name, content in contents.items():
+            (folder / file_name).write_bytes(content)
+        monkeypatch.setitem(raw_data.DOWNLOADS, name, (file,))
         monkeypatch.setattr(raw_data, "DATA", tmp_path)
     else:
         (tmp_path / file.name).write_bytes(archive.getvalue())
-    raw = cifar.read_cifar10(tmp_path)
-    assert raw.train_images.shape == (15, 3, 32, 32) and raw.class_names[1] == "car"
+    raw = read(tmp_path)
+    count = 3 * len(published.train_list)
+    assert raw.train_images.shape == (count, 3, 32, 32) and raw.class_names[1] == "car"
     assert np.array_equal(raw.test_images.flatten(1).numpy(), pixels)
     assert raw.test_labels.tolist() == [0, 1, 2]
-    broken = tmp_path / CIFAR10.base_folder / "data_batch_2" if unpacked else tmp_path / file.name
+    last = tmp_path / published.base_folder / published.train_list[-1][0]
+    broken = last if unpacked else tmp_path / file.name
     broken.write_bytes(b"no")
     message = "are not all there as published" if unpacked else "is not the published file"
     with pytest.raises(ValueError, match=message):
-        cifar.read_cifar10(tmp_path)
+        read(tmp_path)
     if unpacked:
         with pytest.raises(
             ValueError, match=r"without that folder, cifar\.tar\.gz is taken, and d"
         ):
-            cifar.read_cifar10(tmp_path)
+            read(tmp_path)
         (tmp_path / file.name).write_bytes(archive.getvalue())
-        again = cifar.read_cifar10(tmp_path)
+        again = read(tmp_path)
         assert torch.equal(again.train_images, raw.train_images), "of the archive beside it"
 
 
