@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from condensation.allocator import keep_freed_memory
+from condensation.allocator import give_back_freed_memory, keep_freed_memory
 from condensation.artefacts import SyntheticSet, set_path, write_synthetic_set
 from condensation.counts import class_counts, counts_text
 from condensation.datasets import Dataset, load_training
@@ -57,6 +57,7 @@ def chosen_features(params: Params, dataset: Dataset) -> Features:
     """Return what coresets compare images by."""
     settings = params.initialize
     if settings.features == "pixels":
+        give_back_freed_memory()
         return pixels
     keep_freed_memory()
     set_determinism()

@@ -1,11 +1,13 @@
-"""Memory that is freed is kept for the next operator, where the C library can be told so."""
+"""What becomes of memory that is freed, where the C library can be told."""
 
 import ctypes
 import sys
+from collections.abc import Mapping
 
 # Numbers of glibc's <malloc.h>.
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
+M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 
@@ -18,12 +20,27 @@ def keep_freed_memory() -> None:
     to a quarter of a training step of ConvNet. One arena, because those of other threads are
     limited to 64 MiB. To be called before the first tensor is made; no result depends on it.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    mallopt(M_ARENA_MAX, 1)
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 64 * 2**20)
+    _tell(
+        {
+            M_ARENA_MAX: 1,
+            M_MMAP_MAX: 0,
+            M_TRIM_THRESHOLD: 2**31 - 1,
+            M_TOP_PAD: 64 * 2**20,
+        }
+    )
+
+
+def give_back_freed_memory() -> None:
+    """Tell glibc to give freed memory of a MiB and more back to the system; elsewhere nothing.
+
+    By default blocks as large as one that was freed before are kept, and small ones that are in use
+    then lie between them: one class of images after another, that came to 1.6 GiB.
+    """
+    _tell({M_MMAP_THRESHOLD: 2**20})
+
+
+def _tell(options: Mapping[int, int]) -> None:
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        for option, value in options.items() if mallopt is not None else ():
+            mallopt(option, value)
