@@ -40,7 +40,10 @@ def give_back_freed_memory() -> None:
 
 
 def _tell(options: Mapping[int, int]) -> None:
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for option, value in options.items() if mallopt is not None else ():
-            mallopt(option, value)
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for option, value in options.items():
+        mallopt(option, value)
