@@ -29,7 +29,12 @@ from condensation.study_plots import (
 )
 from condensation.study_records import read_cell
 from condensation.study_settings import Study, load_study
-from condensation.study_tables import facet_title, study_blocks, transfer_table
+from condensation.study_tables import (
+    facet_title,
+    published_figure,
+    study_blocks,
+    transfer_table,
+)
 
 DPI = 130
 DECIMALS = 3
@@ -118,7 +123,7 @@ def figures(study: Study, cells: Cells, accuracies: pd.DataFrame) -> dict[str, F
 
 
 def _with_published(study: Study, label: str, network: str, table: pd.DataFrame) -> pd.DataFrame:
-    published = study.published.get(label, {}).get(network)
+    published = published_figure(study, label, network)
     return table if published is None else table.assign(published=published[0])
 
 

@@ -101,11 +101,15 @@ class Repository:
 
     def run(self, *command: str) -> str:
         """Return what a command prints."""
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
+        done = self.attempt(*command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def attempt(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command that may fail."""
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
 
     def stages_run_by(self, *command: str) -> list[str]:
         """Run a command and return the stages that it ran, in order."""
@@ -358,13 +362,7 @@ def test_a_dataset_that_is_not_there(repository: Repository) -> None:
     patterns = ("data/prepared/*", "data/condensed/*", "results/**/*")
     before = repository.files(*patterns)
     repository.edit(dataset="./nowhere")
-    done = subprocess.run(
-        ["dvc", "repro"],
-        cwd=repository.folder,
-        env=repository.environment,
-        capture_output=True,
-        text=True,
-    )
+    done = repository.attempt("dvc", "repro")
     assert done.returncode != 0
     assert "nowhere" in done.stderr and "Traceback" not in done.stderr
     repository.edit(dataset="mnist")
@@ -407,13 +405,7 @@ def test_an_interrupted_stage_goes_on(repository: Repository, command: tuple[str
     last = ["condense"] if command == ("repro",) else []
     interrupted(repository, "dvc", *command, *settings, *last)
     assert len(list(repository.folder.glob(".checkpoints/*"))) == 1
-    done = subprocess.run(
-        ["dvc", *command, *settings, *last],
-        cwd=repository.folder,
-        env=repository.environment,
-        capture_output=True,
-        text=True,
-    )
+    done = repository.attempt("dvc", *command, *settings, *last)
     assert done.returncode == 0, done.stderr
     assert "condense: goes on from " in done.stdout + done.stderr
     assert list(repository.folder.glob(".checkpoints/*")) == []
@@ -629,13 +621,7 @@ def test_images_from_elsewhere(repository: Repository) -> None:
 
 def test_a_stage_says_what_it_does_and_how_it_ended(repository: Repository) -> None:
     """Two lines, after what is compiled; no bar where there is no terminal."""
-    done = subprocess.run(
-        [sys.executable, "stages/evaluate.py", "--network", "mlp"],
-        cwd=repository.folder,
-        env=repository.environment,
-        capture_output=True,
-        text=True,
-    )
+    done = repository.attempt(sys.executable, "stages/evaluate.py", "--network", "mlp")
     assert done.returncode == 0 and done.stderr == ""
     chosen, first, last = done.stdout.splitlines()
     assert chosen.startswith("evaluate mlp: compile: auto; not compiled: ")

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from condensation.study_plots import accuracy_curves
+from condensation.study_plots import accuracy_curves, final_accuracies
 
 
 @pytest.mark.parametrize("arms", [2, 14, 24])
@@ -42,3 +42,16 @@ def test_accuracies_are_drawn_by_their_errors(
     (legend,) = figure.legends
     assert ("published" in legend.get_title().get_text()) == published
     assert len(axes.lines) == 1 + published
+
+
+@pytest.mark.parametrize("letters", [8, 22, 40])
+def test_facets_have_room_beside_the_names_of_their_arms(letters: int) -> None:
+    table = pd.DataFrame({"iteration": [0, 10], "accuracy": [96.0, 97.0], "half_width": 1.0})
+    names = [f"{panel}".ljust(letters, "x") for panel in range(3)]
+    facets = {f"MNIST, {name[0]} images a class": {name: table} for name in names}
+    figure = final_accuracies(facets)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        extent = axes.get_tightbbox()  # with its title and the names of its arms
+        assert extent is not None and 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
+        assert axes.get_window_extent().width > 0.1 * figure.bbox.width

@@ -35,6 +35,8 @@ LEAST_ERROR = 0.1
 """In percent: what is less is drawn as this."""
 MAX_ABREAST = 3
 """Facets in a row."""
+MOST_LETTERS = 22
+"""Of an arm's name, for facets to be abreast that have the names of their arms beside them."""
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
 """Of further arms, after every colour has been used once."""
 
@@ -90,7 +92,9 @@ def final_accuracies(facets: Facets) -> Figure:
     # The arms' names take of the width where they are written in each panel.
     letters = 22 if alike else 17
     height = max(1.9, 0.7 + 0.27 * most)
-    figure, panels = _facets(facets, height=height, sharey=alike, letters=letters)
+    long = not alike and max(map(len, _labels(facets))) > MOST_LETTERS
+    abreast = 1 if long else MAX_ABREAST
+    figure, panels = _facets(facets, height, sharey=alike, letters=letters, most=abreast)
     for axes, tables in zip(panels, facets.values(), strict=True):
         for place, table in enumerate(tables.values()):
             ordered = table.sort_values("iteration")
@@ -297,10 +301,14 @@ def _apart(iterations: Sequence[int]) -> list[int]:
 
 
 def _facets(
-    facets: Facets, height: float, sharey: bool = False, letters: int = 22
+    facets: Facets,
+    height: float,
+    sharey: bool = False,
+    letters: int = 22,
+    most: int = MAX_ABREAST,
 ) -> tuple[Figure, list[Axes]]:
     # Three abreast, a title has room for so many letters in a line.
-    abreast = min(MAX_ABREAST, len(facets))
+    abreast = min(most, len(facets))
     rows = math.ceil(len(facets) / abreast)
     figure = Figure(figsize=(WIDTH, rows * height + 0.2), layout="constrained")
     grid = figure.subplots(rows, abreast, squeeze=False, sharey=sharey)

@@ -122,7 +122,7 @@ def _accuracy_table(study: Study, cells: Cells, rows: pd.DataFrame) -> Table:
             ]
         )
         if study.published:
-            published = study.published.get(str(last["label"]), {}).get(str(last["network"]))
+            published = published_figure(study, str(last["label"]), str(last["network"]))
             body[-1].append("{} ± {}".format(*published) if published else "")
     header = ["arm", "tuned", *map(str, iterations), "std", "networks (sets) at the last"]
     header.append("seconds")
@@ -222,6 +222,11 @@ def _target_table(rows: pd.DataFrame) -> Table:
 def interval(mean: float, half_width: float, form: str = ".1f") -> str:
     """Return a mean and the half width of its interval, where there is one."""
     return f"{mean:{form}}" + ("" if math.isnan(half_width) else f" ± {half_width:.1f}")
+
+
+def published_figure(study: Study, label: str, network: str) -> Sequence[float] | None:
+    """Return the published mean and standard deviation beside an arm's, where there is one."""
+    return study.published.get(label, {}).get(network)
 
 
 def transfer_table(study: Study, accuracies: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
