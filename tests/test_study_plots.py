@@ -13,7 +13,7 @@ def test_every_arm_is_named_within_the_figure(arms: int) -> None:
     )
     facets = {"ConvNet": {f"method_{arm}": table for arm in range(arms)}}
     figure = accuracy_curves(facets, "iteration")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == arms
     extent = legend.get_window_extent()
@@ -36,7 +36,7 @@ def test_accuracies_are_drawn_by_their_errors(
     if published:
         table["published"] = accuracies[-1]
     figure = accuracy_curves({"ConvNet": {"mean": table}}, "iteration")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (axes,) = figure.axes
     assert axes.get_yticks().tolist() == ticks
     (legend,) = figure.legends
@@ -50,7 +50,7 @@ def test_facets_have_room_beside_the_names_of_their_arms(letters: int) -> None:
     names = [f"{panel}".ljust(letters, "x") for panel in range(3)]
     facets = {f"MNIST, {name[0]} images a class": {name: table} for name in names}
     figure = final_accuracies(facets)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axes in figure.axes:
         extent = axes.get_tightbbox()  # with its title and the names of its arms
         assert extent is not None and 0 <= extent.x0 < extent.x1 <= figure.bbox.x1

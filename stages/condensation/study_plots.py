@@ -35,8 +35,8 @@ LEAST_ERROR = 0.1
 """In percent: what is less is drawn as this."""
 MAX_ABREAST = 3
 """Facets in a row."""
-MOST_LETTERS = 22
-"""Of an arm's name, for facets to be abreast that have the names of their arms beside them."""
+MOST_LETTERS = 55
+"""Of the arms' names in a row, for facets to be abreast that have them beside each."""
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
 """Of further arms, after every colour has been used once."""
 
@@ -92,8 +92,9 @@ def final_accuracies(facets: Facets) -> Figure:
     # The arms' names take of the width where they are written in each panel.
     letters = 22 if alike else 17
     height = max(1.9, 0.7 + 0.27 * most)
-    long = not alike and max(map(len, _labels(facets))) > MOST_LETTERS
-    abreast = 1 if long else MAX_ABREAST
+    longest = [max(map(len, tables)) for tables in facets.values()]
+    of_columns = [max(longest[i::MAX_ABREAST], default=0) for i in range(MAX_ABREAST)]
+    abreast = MAX_ABREAST if alike or sum(of_columns) <= MOST_LETTERS else 1
     figure, panels = _facets(facets, height, sharey=alike, letters=letters, most=abreast)
     for axes, tables in zip(panels, facets.values(), strict=True):
         for place, table in enumerate(tables.values()):
