@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 import yaml
 from PIL import Image
 
+from command_folder import CommandFolder
 from condensation.artefacts import read_synthetic_set
 from condensation.datasets import load_training, write_prepared
 from condensation.randomness import generator
@@ -92,24 +92,8 @@ def edit(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
-@dataclass(frozen=True)
-class Repository:
+class Repository(CommandFolder):
     """A folder with the pipeline, and the commands that a user runs in it."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    def run(self, *command: str) -> str:
-        """Return what a command prints."""
-        done = self.attempt(*command)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def attempt(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command that may fail."""
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
 
     def stages_run_by(self, *command: str) -> list[str]:
         """Run a command and return the stages that it ran, in order."""

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from dvc.cli.parser import get_main_parser  # type: ignore[import-untyped]
 
+from command_folder import CommandFolder
 from condensation.params import load_params, registry_names
 from conftest import ROOT
 
@@ -123,15 +124,7 @@ def in_a_clone(
     folder = tmp_path_factory.mktemp("committed")
     git("clone", "--quiet", str(ROOT), str(folder / "clone"))
     environment = {**command_environment, "DVC_SITE_CACHE_DIR": str(folder / "site")}
-
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            command, cwd=folder / "clone", env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    yield run
+    yield CommandFolder(folder / "clone", environment).run
     shutil.rmtree(folder)
 
 
