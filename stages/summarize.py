@@ -40,6 +40,9 @@ DPI = 130
 DECIMALS = 3
 """Of the numbers in the tables of values."""
 
+EXACT = 9
+"""Decimals without the last bits of a sum: a mean of 82.45 would else be 82.4 for readers."""
+
 
 def main() -> None:
     """Summarise one study.
@@ -54,16 +57,19 @@ def main() -> None:
     cells = read_cells(study)
     if not cells:
         raise ValueError(f"{folder}: no arm has been measured")
-    # Rounded here, as the tables for readers would else round 82.45 from one of its neighbours.
-    accuracies = summarise(study, cells).round(DECIMALS)
-    compared = compare(study, cells).round(DECIMALS)
-    times = times_to_targets(study, cells).round(DECIMALS)
-    tables = {"summary": accuracies, "paired": compared, "targets": times}
+    measured = {
+        "summary": summarise(study, cells),
+        "paired": compare(study, cells),
+        "targets": times_to_targets(study, cells),
+    }
+    tables = {name: table.round(EXACT) for name, table in measured.items()}
     for name, table in tables.items():
-        write_bytes(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        text = table.round(DECIMALS).to_csv(index=False)
+        write_bytes(folder / f"{name}.csv", text.encode())
+    accuracies = tables["summary"]
     for name, figure in figures(study, cells, accuracies).items():
         save(figure, folder / f"figures/{name}.png", DPI)
-    blocks = study_blocks(study, cells, accuracies, compared, times)
+    blocks = study_blocks(study, cells, accuracies, tables["paired"], tables["targets"])
     write_bytes(folder / "tables.md", to_markdown(study.title, blocks, folder).encode())
     write_json(folder / "metrics.json", {folder.name: metrics(cells, accuracies)})
     print(f"summarize: {folder.name}: {len(cells)} of {len(study.arms)} arms")

@@ -365,3 +365,6 @@ def test_the_readme_tells_what_the_study_of_data_measured(label: str) -> None:
     theirs = "{} ± {}".format(*published[last["network"]])
     told = [cell.strip() for cell in line.strip("|").split("|")]
     assert told == [label, last["iteration"], ours, theirs]
+    tables = (DATASETS / "tables.md").read_text().splitlines()
+    (row,) = [row for row in tables if row.startswith(f"| {label} |")]
+    assert f"| {ours.split()[0]} ± " in row
