@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from condensation.counts import counts_text
 from condensation.curvature import CURVATURE_FORMS
 from condensation.curvature_plan import CurvaturePlan
 from condensation.datasets import load_training
-from condensation.devices import choose_device, describe_device, has_bfloat16
+from condensation.devices import HostCopies, choose_device, describe_device, has_bfloat16
 from condensation.distances import DISTANCES
 from condensation.draws import Draws
 from condensation.files import check_writable, together, write_json
@@ -53,6 +53,10 @@ from condensation.workers import parallel_map
 
 OUTPUT = Path("data/condensed")
 RESULTS = Path("results/condense")
+
+LOOKED_AT_LATER = {"cuda": 1}
+"""How many of the last iterations the host has not looked at yet, by type of device; elsewhere 0.
+If it waited for the numbers of each, the device would have nothing to do until it has the next."""
 
 
 def augmentation_name(params: Params) -> str:
@@ -146,19 +150,34 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
         )
     )
 
-    def keep_good() -> str:
-        last = dataclasses.replace(initial[0], images=done.good[0].cpu())
-        return keep_last(last, done.iteration - 1, checkpoints)
+    def keep_good(iteration: int) -> str:
+        last = dataclasses.replace(initial[0], images=done.good[0])
+        return keep_last(last, iteration, checkpoints)
 
     where = describe_device(device) + (f" in each of {ranks.size} processes" * (ranks.size > 1))
     left = range(done.iteration, params.condense.iterations + 1)
     bar = Progress(describe_work(params, initial[0].counts), len(left), "iteration", where)
-    run = Run(params, steps, done, initial[0].labels.to(device), names, ranks, checkpoint)
+    labels = initial[0].labels.to(device)
+    run = Run(params, steps, done, labels, names, ranks, checkpoint, keep_good)
     for _ in bar.over(left):
-        run.iterate(keep_good)
-        bar.show(loss=f"{sum(done.losses[-1]):.4g}")
+        run.iterate()
+        if done.losses:
+            bar.show(loss=f"{sum(done.losses[-1]):.4g}")
     if ranks.first:
         write_results(params, initial, done, where, device, precision)
+
+
+class Outcome(NamedTuple):
+    """What came of an iteration, not looked at yet.
+
+    Attributes:
+        iteration: Which.
+        copies: Of its figures (K, C, 5), the matching loss, those of the term of curvature as in
+            `Matched`, and whether the image gradient is zero; and of the images after it.
+    """
+
+    iteration: int
+    copies: HostCopies
 
 
 class Run:
@@ -173,6 +192,7 @@ class Run:
         class_names: tuple[str, ...],
         ranks: Ranks,
         checkpoint: Checkpoint,
+        keep_good: Callable[[int], str],
     ) -> None:
         """Go on from where it is.
 
@@ -185,12 +205,14 @@ class Run:
             class_names: One for each class.
             ranks: The processes.
             checkpoint: Where it goes on from after an interruption.
+            keep_good: Keeps `done.good`, the images after this iteration, and says where.
         """
         self._start = time.perf_counter() - done.seconds
         settings = params.condense
         self._params, self._steps, self._done = params, steps, done
         self._labels, self._class_names = labels, class_names
-        self._ranks, self._checkpoint = ranks, checkpoint
+        self._ranks, self._checkpoint, self._keep_good = ranks, checkpoint, keep_good
+        self._outcomes: list[Outcome] = []
         self._kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
         self._images = done.images.requires_grad_()
         self._optimiser = torch.optim.SGD(
@@ -199,11 +221,8 @@ class Run:
         put_momentum(done.momentum, self._optimiser, {"images": self._images})
         self._watch = Watch(class_names, steps.counts, has_norm(steps.network.module))
 
-    def iterate(self, keep_good: Callable[[], str]) -> None:
+    def iterate(self) -> None:
         """Finish the iteration that it is at: image steps, with training of the networks between.
-
-        Args:
-            keep_good: Keeps the images as they were before the iteration, and says where.
 
         Raises:
             ValueError: The numbers are not finite any more.
@@ -218,7 +237,7 @@ class Run:
                 done.thetas = parallel_map(continued, range(self._params.sets), self._images.device)
                 done.image_step = image_step + 1
                 self._checkpoint.offer(self._state)
-        self._finish(matched, keep_good)
+        self._finish(matched)
         done.iteration, done.image_step, done.thetas = done.iteration + 1, 0, []
         done.total = torch.zeros_like(done.total)
         self._checkpoint.offer(self._state)
@@ -255,35 +274,48 @@ class Run:
             augmentation=AUGMENTATIONS[augmentation_name(self._params)],
         )
 
-    def _finish(self, matched: Matched, keep_good: Callable[[], str]) -> None:
-        # Look at what came of the iteration, and note it; `matched` is of its last image step.
+    def _finish(self, matched: Matched) -> None:
+        # Note what came of the iteration; `matched` is of its last image step.
         done, counts, iteration = self._done, self._steps.counts, self._done.iteration
         self._ranks.gather(self._images, counts)
         still = without_gradient(matched.gradient, counts)
         figures = torch.stack([done.total, *matched[2:], still.to(done.total)], 2)
         self._ranks.gather(figures, [1] * len(counts))
-        total, *curvature, still = figures.unbind(2)
-        images = self._images.detach()
-        if problem := not_finite(total, images, counts, self._class_names):
-            raise ValueError(
-                f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
-                f"condense.distance, order and condense.curvature.weight{keep_good()}"
-            )
-        done.good = images.clone()
-        done.losses.append(total.mean(0).tolist())
-        first = sum(done.losses[0])
-        found = self._watch.look(iteration, total, first, still.bool(), images, done.warnings)
-        for warning in found:
-            say(warning.text)
-        done.warnings += found
-        # Not where the last image step was without it.
-        if self._params.order == 2 and curvature[1].any():
-            done.curvature.append((iteration, *(value.mean().item() for value in curvature)))
-        if iteration in self._kept:
-            done.snapshots[iteration] = images.cpu().clone()
-            done.timing.append((iteration, time.perf_counter() - self._start))
+        self._outcomes.append(Outcome(iteration, HostCopies([figures, self._images])))
+        if iteration not in self._kept:
+            self._look(LOOKED_AT_LATER.get(self._images.device.type, 0))
+            return
+        self._look()
+        done.snapshots[iteration] = done.good
+        done.timing.append((iteration, time.perf_counter() - self._start))
+
+    def _look(self, later: int = 0) -> None:
+        # Look at what has not been looked at, but for the last `later` iterations.
+        done, counts = self._done, self._steps.counts
+        while len(self._outcomes) > later:
+            iteration, copies = self._outcomes.pop(0)
+            figures, images = copies.wait()
+            total, *curvature, still = figures.unbind(2)
+            if problem := not_finite(total, images, counts, self._class_names):
+                raise ValueError(
+                    f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
+                    "condense.distance, order and condense.curvature.weight"
+                    f"{self._keep_good(iteration - 1)}"
+                )
+            done.good = images
+            done.losses.append(total.mean(0).tolist())
+            first = sum(done.losses[0])
+            found = self._watch.look(iteration, total, first, still.bool(), images, done.warnings)
+            for warning in found:
+                say(warning.text)
+            done.warnings += found
+            # Not where the last image step was without it.
+            if self._params.order == 2 and curvature[1].any():
+                means = (value.mean().item() for value in curvature)
+                done.curvature.append((iteration, *means))
 
     def _state(self) -> State:
+        self._look()
         done, counts = self._done, self._steps.counts
         done.momentum = momentum_of(self._optimiser, {"images": self._images})
         for value in done.momentum.values():

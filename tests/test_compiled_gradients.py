@@ -273,8 +273,9 @@ def test_compiled_training_equals_the_eager_one_and_is_compiled_once(
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", COMPILED_NETWORKS)
 def test_on_cuda_the_compiled_gradient_equals_the_eager_one(name: str, precision: str) -> None:
-    network, theta = tiny_network(name)
     autocast = PRECISIONS[precision]
+    # In bfloat16 the two round differently: without kinks, at which that is another gradient.
+    network, theta = tiny_network(name, activation="relu" if autocast is None else "silu")
     dtype = torch.float64 if autocast is None else torch.float32
     for step, number in enumerate((7, 2, 7, 7)):
         at = {key: (1 + step / 10) * value.to("cuda", dtype) for key, value in theta.items()}

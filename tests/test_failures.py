@@ -80,7 +80,7 @@ def test_an_exploding_loss_is_warned_of_once() -> None:
     look = Looks()
     assert look(2.0) == look(2 * EXPLODED) == []
     (line,) = look(3 * EXPLODED)
-    assert line.startswith("the matching loss of iteration 5 is 300, 2 at first; look at")
+    assert line.startswith("the matching loss of iteration 5 is 30, 2 at first; look at")
     assert look(4 * EXPLODED) == []
     assert [(each.kind, each.classes) for each in look.said] == [("explosion", ())]
 

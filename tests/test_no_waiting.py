@@ -4,7 +4,8 @@ Where there is no CUDA device, the step runs on the device `meta`, whose tensors
 what asks for one fails, and what is copied there is watched on its way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,17 +14,26 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import condense
 from condensation.augmentation import AUGMENTATIONS
 from condensation.batches import Batches
+from condensation.blocks import deal
+from condensation.checkpoints import Checkpoint
+from condensation.condensation_progress import Condensation
 from condensation.curvature import CURVATURE_FORMS
 from condensation.datasets import Dataset
+from condensation.devices import HostCopies
 from condensation.distances import DISTANCES
 from condensation.draws import Draws
+from condensation.interruption import Interruption
 from condensation.matching import Curvature, Engine, MatchingStep, make_matching_step
+from condensation.params import load_params
 from condensation.randomness import generator
+from condensation.ranks import Ranks
 from condensation.real_images import RealImages
 from condensation.stacked import one_gradient
 from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
+from workspace import write_params
 
 META = torch.device("meta")
 FORMS = [None, *CURVATURE_FORMS]
@@ -97,6 +107,47 @@ def test_an_image_step_asks_the_device_for_nothing(
     draw, match = image_step(tiny_dataset, META, form, norm)
     with Watch():
         match(draw())
+
+
+class Begun:
+    """Copies to the host's memory that are begun, of a device without numbers."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing arrives."""
+        assert {tensor.device for tensor in tensors} == {META}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_an_iteration_asks_the_device_for_nothing(
+    order: int, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it: what came of it, too, is looked at later."""
+    monkeypatch.setattr(condense, "HostCopies", Begun)
+    monkeypatch.setattr(condense, "LOOKED_AT_LATER", {"meta": 2})
+    short = {"condense.frames": 2, "condense.snapshots": [], "condense.outer": 1}
+    write_params(tmp_path, {"network": "convnet", "order": order, **short})
+    params = load_params(tmp_path / "params.yaml")
+    network, _ = tiny_network("convnet")
+    counts, draws = [2] * NUM_CLASSES, Draws(tiny_dataset, range(1), None, META)
+    blocks = deal(1, NUM_CLASSES, 1)[0]
+    steps = condense.image_steps(params, network, counts, draws, blocks, False, "float32")
+    images = torch.zeros(1, sum(counts), *IMAGE_SHAPE, device=META)
+    total = torch.zeros(1, NUM_CLASSES, device=META)
+    done = Condensation(images, torch.zeros(images.shape), {}, 1, 0, [], total)
+    run = condense.Run(
+        params,
+        steps,
+        done,
+        labels=torch.arange(NUM_CLASSES, device=META).repeat_interleave(2),
+        class_names=tiny_dataset.class_names,
+        ranks=Ranks(),
+        checkpoint=Checkpoint(None, Interruption(), "condense"),
+        keep_good=str,
+    )
+    with Watch():
+        run.iterate()
+        run.iterate()
+    assert done.iteration == 3 and done.losses == []
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
@@ -197,3 +248,19 @@ def test_on_cuda_batches_from_the_host_s_memory_come_without_a_wait(tiny_dataset
     for _ in range(3):
         next(steps)
     assert waits(lambda: next(steps), cuda, WAITS) == set()
+
+
+@pytest.mark.cuda
+def test_on_cuda_copies_for_the_host_are_begun_without_a_wait_and_are_of_their_time() -> None:
+    cuda = torch.device("cuda")
+    HostCopies([torch.zeros(5, device=cuda)]).wait()  # pinned memory is there from now on
+    values = torch.arange(5.0, device=cuda)
+    copies: list[HostCopies] = []
+
+    def copy_and_change() -> None:
+        copies.append(HostCopies([values, values > 2]))
+        values.zero_()
+
+    assert waits(copy_and_change, cuda, (*WAITS[:3], "Memcpy DtoH (Device -> Pageable)")) == set()
+    found, above = copies[0].wait()
+    assert found.tolist() == [0, 1, 2, 3, 4] and above.tolist() == [False] * 3 + [True] * 2

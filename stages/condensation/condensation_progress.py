@@ -20,7 +20,8 @@ class Condensation:
 
     Attributes:
         images: (K, N, ch, h, w), the synthetic images.
-        good: Of their shape, as they were before this iteration: known to be finite.
+        good: Of their shape, in the host's memory, as they were before this iteration: known to be
+            finite.
         momentum: Of SGD on the images, as `states.momentum_of` gives it.
         iteration: The one that is worked on, from 1.
         image_step: The next one on this iteration's network, from 0.
@@ -31,7 +32,7 @@ class Condensation:
         curvature: (iteration, Q, natural ratio, cosine) of each iteration with order 2; see
             `matching.Matched`.
         warnings: What was warned of.
-        snapshots: Iteration -> images (K, N, ch, h, w), as they were after it.
+        snapshots: Iteration -> images (K, N, ch, h, w), as they were after it; likewise.
         timing: (iteration, seconds from the beginning to then), for each snapshot.
         seconds: Since the beginning, in all runs together.
     """
@@ -55,7 +56,7 @@ class Condensation:
         """Return the state before the first iteration of these images (K, N, ch, h, w)."""
         return cls(
             images=images.clone(),
-            good=images.clone(),
+            good=images.cpu().clone(),
             momentum={},
             iteration=1,
             image_step=0,
@@ -92,7 +93,7 @@ class Condensation:
 
     @classmethod
     def of(cls, state: State, device: torch.device) -> "Condensation":
-        """Return what `state` was made of, the tensors on a device and the snapshots on the CPU."""
+        """Return what `state` was made of, on a device, but what is in the host's memory."""
         tensors, record = state.tensors, state.record
         thetas: dict[str, Theta] = {}
         for key, value in tensors.items():
@@ -101,7 +102,7 @@ class Condensation:
                 thetas.setdefault(k, {})[name] = value.to(device)
         return cls(
             images=tensors["images"].to(device),
-            good=tensors["good"].to(device),
+            good=tensors["good"],
             momentum={
                 name: value for name, value in tensors.items() if name.startswith("momentum/")
             },

@@ -1,5 +1,7 @@
 """Where the tensors live, and how they come there."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,32 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+class HostCopies:
+    """Copies of tensors in the host's memory, of their values now; from CUDA they arrive later.
+
+    To take a number of a tensor makes the host wait until the device has done all that it was given
+    before. Of a copy it waits for what was given before that alone.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Begin to copy tensors, all on one device."""
+        self._arrived: torch.cuda.Event | None = None
+        if not tensors[0].is_cuda:
+            self._copies = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+            return
+        self._copies = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor.detach(), non_blocking=True
+            )
+            for tensor in tensors
+        ]
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait(self) -> list[Tensor]:
+        """Return the copies, once they are there."""
+        if self._arrived is not None and not self._arrived.query():
+            self._arrived.synchronize()
+        return self._copies
