@@ -56,7 +56,8 @@ RESULTS = Path("results/condense")
 
 LOOKED_AT_LATER = {"cuda": 1}
 """How many of the last iterations the host has not looked at yet, by type of device; elsewhere 0.
-If it waited for the numbers of each, the device would have nothing to do until it has the next."""
+If it waited for the numbers of each, the device would have nothing to do until it has the next.
+Several processes wait for each other at each step all the same (`Ranks.agree`)."""
 
 
 def augmentation_name(params: Params) -> str:
@@ -200,7 +201,8 @@ class Run:
             params: The settings.
             steps: The image steps.
             done: How far it is; goes on with each image step, but for its momentum and seconds,
-                which are those of the last checkpoint.
+                which are those of the last checkpoint, and for what comes of looking at an
+                iteration (`LOOKED_AT_LATER`).
             labels: (N,), of a set.
             class_names: One for each class.
             ranks: The processes.
@@ -286,7 +288,7 @@ class Run:
             self._look(LOOKED_AT_LATER.get(self._images.device.type, 0))
             return
         self._look()
-        done.snapshots[iteration] = done.good
+        done.snapshots[iteration] = done.good.clone()  # which is not pinned
         done.timing.append((iteration, time.perf_counter() - self._start))
 
     def _look(self, later: int = 0) -> None:

@@ -39,6 +39,8 @@ META = torch.device("meta")
 FORMS = [None, *CURVATURE_FORMS]
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "Memcpy DtoH")
 """Events of the profiler in which the host waits, or which come with a wait."""
+WAITS_FOR_ALL = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "Memcpy DtoH (Device -> Page")
+"""Those that are not for copies to pinned memory, which are begun and waited for later."""
 NUMBERS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero")
 """Those in which it takes a number of a tensor, which it may do of its own alone."""
 
@@ -117,33 +119,46 @@ class Begun:
         assert {tensor.device for tensor in tensors} == {META}
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_an_iteration_asks_the_device_for_nothing(
-    order: int, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All of it: what came of it, too, is looked at later."""
-    monkeypatch.setattr(condense, "HostCopies", Begun)
-    monkeypatch.setattr(condense, "LOOKED_AT_LATER", {"meta": 2})
-    short = {"condense.frames": 2, "condense.snapshots": [], "condense.outer": 1}
-    write_params(tmp_path, {"network": "convnet", "order": order, **short})
-    params = load_params(tmp_path / "params.yaml")
+def begun_run(
+    folder: Path,
+    dataset: Dataset,
+    device: torch.device,
+    changes: dict[str, Any],
+    compiled: bool = False,
+) -> tuple[condense.Run, Condensation]:
+    """Return a run of the stage, of which only the last iteration is kept, and how far it is."""
+    few_kept = {"condense.iterations": 99, "condense.frames": 2, "condense.snapshots": []}
+    write_params(folder, {"network": "convnet", **few_kept, **changes})
+    params = load_params(folder / "params.yaml")
     network, _ = tiny_network("convnet")
-    counts, draws = [2] * NUM_CLASSES, Draws(tiny_dataset, range(1), None, META)
+    counts, draws = [2] * NUM_CLASSES, Draws(dataset, range(1), None, device)
     blocks = deal(1, NUM_CLASSES, 1)[0]
-    steps = condense.image_steps(params, network, counts, draws, blocks, False, "float32")
-    images = torch.zeros(1, sum(counts), *IMAGE_SHAPE, device=META)
-    total = torch.zeros(1, NUM_CLASSES, device=META)
+    steps = condense.image_steps(params, network, counts, draws, blocks, compiled, "float32")
+    images = torch.zeros(1, sum(counts), *IMAGE_SHAPE, device=device)
+    total = torch.zeros(1, NUM_CLASSES, device=device)
     done = Condensation(images, torch.zeros(images.shape), {}, 1, 0, [], total)
     run = condense.Run(
         params,
         steps,
         done,
-        labels=torch.arange(NUM_CLASSES, device=META).repeat_interleave(2),
-        class_names=tiny_dataset.class_names,
+        labels=torch.arange(NUM_CLASSES, device=device).repeat_interleave(2),
+        class_names=dataset.class_names,
         ranks=Ranks(),
         checkpoint=Checkpoint(None, Interruption(), "condense"),
         keep_good=str,
     )
+    return run, done
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_an_iteration_asks_the_device_for_nothing(
+    order: int, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one image step, without training; what came of it is not looked at yet."""
+    monkeypatch.setattr(condense, "HostCopies", Begun)
+    monkeypatch.setattr(condense, "LOOKED_AT_LATER", {"meta": 2})
+    changes = {"order": order, "condense.outer": 1}
+    run, done = begun_run(tmp_path, tiny_dataset, META, changes)
     with Watch():
         run.iterate()
         run.iterate()
@@ -251,6 +266,22 @@ def test_on_cuda_batches_from_the_host_s_memory_come_without_a_wait(tiny_dataset
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("order", [1, 2])
+def test_on_cuda_an_iteration_waits_for_no_more_than_the_one_before(
+    order: int, tmp_path: Path, tiny_dataset: Dataset
+) -> None:
+    """For its copies, which are there by then: image steps, training, and looking."""
+    torch.compiler.reset()
+    cuda = torch.device("cuda")
+    changes = {"order": order, "condense.outer": 2}
+    run, done = begun_run(tmp_path, tiny_dataset, cuda, changes, compiled=True)
+    for _ in range(4):  # what is built, tuned and recorded at first
+        run.iterate()
+    assert waits(run.iterate, cuda, WAITS_FOR_ALL) == set()
+    assert done.iteration == 6 and len(done.losses) == 4
+
+
+@pytest.mark.cuda
 def test_on_cuda_copies_for_the_host_are_begun_without_a_wait_and_are_of_their_time() -> None:
     cuda = torch.device("cuda")
     HostCopies([torch.zeros(5, device=cuda)]).wait()  # pinned memory is there from now on
@@ -261,6 +292,6 @@ def test_on_cuda_copies_for_the_host_are_begun_without_a_wait_and_are_of_their_t
         copies.append(HostCopies([values, values > 2]))
         values.zero_()
 
-    assert waits(copy_and_change, cuda, (*WAITS[:3], "Memcpy DtoH (Device -> Pageable)")) == set()
+    assert waits(copy_and_change, cuda, (*WAITS_FOR_ALL, "cudaEventSynchronize")) == set()
     found, above = copies[0].wait()
     assert found.tolist() == [0, 1, 2, 3, 4] and above.tolist() == [False] * 3 + [True] * 2

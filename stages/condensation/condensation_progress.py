@@ -20,19 +20,20 @@ class Condensation:
 
     Attributes:
         images: (K, N, ch, h, w), the synthetic images.
-        good: Of their shape, in the host's memory, as they were before this iteration: known to be
-            finite.
+        good: Of their shape, in the host's memory, as they were after the last iteration that has
+            been looked at: known to be finite. That is the one before this iteration; while a run
+            goes on, on CUDA, the one before that.
         momentum: Of SGD on the images, as `states.momentum_of` gives it.
         iteration: The one that is worked on, from 1.
         image_step: The next one on this iteration's network, from 0.
         thetas: The parameters of each set's network; empty before the first step on them.
         total: (K, C), the matching losses of this iteration so far.
-        losses: The matching loss of each class, the mean of the sets, of each iteration that is
-            finished.
+        losses: The matching loss of each class, the mean of the sets, of each iteration that has
+            been looked at.
         curvature: (iteration, Q, natural ratio, cosine) of each iteration with order 2; see
             `matching.Matched`.
         warnings: What was warned of.
-        snapshots: Iteration -> images (K, N, ch, h, w), as they were after it; likewise.
+        snapshots: Iteration -> images (K, N, ch, h, w) after it, in the host's memory.
         timing: (iteration, seconds from the beginning to then), for each snapshot.
         seconds: Since the beginning, in all runs together.
     """

@@ -13,8 +13,7 @@ from condensation.networks import Theta
 
 EXPLODED = 10.0
 """A matching loss so many times that of the first iteration is warned of. In the studies of this
-repository (`results/studies`) it rises to no more than 1.7 times; where long training between image
-steps made a rate too large, whose images were then worth less than they began, to 17 and 50."""
+repository (`results/studies/*/cells/*/loss.csv`) it rises to no more than 1.7 times."""
 
 FAR = 1000.0
 """Normalised pixels beyond it, in either direction, are warned of: real ones are below 10."""
