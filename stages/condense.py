@@ -56,8 +56,7 @@ RESULTS = Path("results/condense")
 
 LOOKED_AT_LATER = {"cuda": 1}
 """How many of the last iterations the host has not looked at yet, by type of device; elsewhere 0.
-If it waited for the numbers of each, the device would have nothing to do until it has the next.
-Several processes wait for each other at each step all the same (`Ranks.agree`)."""
+If it waited for the numbers of each, the device would have nothing to do until it has the next."""
 
 
 def augmentation_name(params: Params) -> str:

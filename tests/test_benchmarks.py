@@ -64,7 +64,7 @@ def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
     "kind", ["step in bfloat16", "iteration", "evaluation", "ladder", "determinism"]
 )
 def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "default_loops", lambda ipc: (2, 1))
+    monkeypatch.setattr(cases, "published_loops", lambda ipc: (2, 1))
     monkeypatch.setattr(cases, "NETWORKS", 2)
     monkeypatch.setattr(cases, "EPOCHS", dict.fromkeys(cases.EPOCHS, 1))
     monkeypatch.setattr(cases, "TESTED", 4)

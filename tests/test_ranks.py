@@ -197,6 +197,76 @@ def test_an_error_of_an_operation_of_all_is_told_once(tmp_path: Path, late: bool
     assert "and with it the run; the same command goes on from the last checkpoint" in said
 
 
+AGREEING = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "{stages}")
+import torch
+from condensation.ranks import BACKENDS, joined, launch, started_by_torchrun
+from condensation.states import State
+
+BACKENDS["meta"] = BACKENDS["cpu"]
+device = torch.device("meta")
+if not started_by_torchrun():
+    launch(Path(__file__), 2, device)
+    sys.exit()
+with joined(device) as ranks:
+    agreed = ranks.agree(ranks.index + 3)
+    state = ranks.share(State({{"image": torch.ones(2)}}) if ranks.first else None)
+    Path(f"{{ranks.index}}.txt").write_text(f"{{agreed}} {{state.tensors['image'].tolist()}}")
+"""
+
+
+def test_what_is_agreed_on_and_shared_waits_for_no_device(tmp_path: Path) -> None:
+    """On a device without numbers, which a process that waited for one would fail at."""
+    script = tmp_path / "script.py"
+    script.write_text(AGREEING.format(stages=ROOT / "stages"))
+    subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=60,
+    )
+    said = {(tmp_path / f"{index}.txt").read_text() for index in (0, 1)}
+    assert said == {"4 [1.0, 1.0]"}
+
+
+LATER = """
+import sys
+
+sys.path.insert(0, "{stages}")
+import condense
+
+condense.LOOKED_AT_LATER["cpu"] = 1
+condense.main()
+"""
+
+
+def test_processes_that_look_later_come_to_the_same_images(folders: Sequence[Path]) -> None:
+    """Started by torchrun; each step is offered as a checkpoint, and some are written."""
+    one, several = folders
+    script = several / "script.py"
+    script.write_text(LATER.format(stages=ROOT / "stages"))
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            script,
+        ],
+        cwd=several,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINT_SECONDS": "0.2"},
+        timeout=120,
+    )
+    assert outputs(several) == outputs(one)
+
+
 @pytest.mark.slow
 def test_interrupted_ranks_go_on_to_the_same_images(folders: Sequence[Path]) -> None:
     """However they are stopped: by a signal to their parent, or when it or the first rank dies."""

@@ -12,9 +12,10 @@ import torch
 
 from condensation.artefacts import read_synthetic_set, set_path
 from condensation.datasets import Dataset
+from condensation.distances import DISTANCES
 from condensation.files import write_json
 from condensation.image_sets import ImageSet
-from condensation.loops import PUBLISHED_LOOPS
+from condensation.loops import MOST_EPOCHS, PUBLISHED_LOOPS
 from condensation.params import Params, load_params
 from condensation.precisions import PRECISIONS
 from condense import augmentation_name, frame_iterations
@@ -32,12 +33,30 @@ IMAGES = ImageSet(
 PARAMS = load_params(ROOT / "params.yaml")
 
 
+def of_distance(ipc: int, distance: str) -> Params:
+    condense = dataclasses.replace(PARAMS.condense, distance=distance)
+    return dataclasses.replace(PARAMS, ipc=ipc, condense=condense)
+
+
 @pytest.mark.parametrize(
     "ipc, expected",
     [*PUBLISHED_LOOPS.items(), (2, (2, 6)), (7, (7, 34)), (25, (25, 22)), (100, (50, 10))],
 )
-def test_loops_are_the_published_ones_or_between_them(ipc: int, expected: tuple[int, int]) -> None:
-    assert dataclasses.replace(PARAMS, ipc=ipc).loops == expected
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_loops_are_the_published_ones_or_between_them(
+    distance: str, ipc: int, expected: tuple[int, int]
+) -> None:
+    outer, inner = expected
+    if distance in MOST_EPOCHS:
+        inner = min(inner, MOST_EPOCHS[distance])
+    assert of_distance(ipc, distance).loops == (outer, inner)
+
+
+def test_training_between_image_steps_is_short_where_the_distance_has_no_bound() -> None:
+    assert MOST_EPOCHS.keys() <= DISTANCES.keys()
+    assert of_distance(10, "layerwise_cosine").loops == (10, 50)
+    assert of_distance(10, "squared_euclidean").loops == (10, 10)
+    assert of_distance(1, "squared_euclidean").loops == (1, 1)
 
 
 def test_each_class_may_have_a_number_of_images_of_its_own(

@@ -209,8 +209,8 @@ class Params:
     @property
     def loops(self) -> tuple[int, int]:
         """Image steps for each network, and epochs of training it after each."""
-        outer, inner = default_loops(mean_ipc(self.ipc))
         given = self.condense
+        outer, inner = default_loops(mean_ipc(self.ipc), given.distance)
         return given.outer or outer, inner if given.inner is None else given.inner
 
 

@@ -34,6 +34,9 @@ from condensation.states import State, decode_state, encode_state
 if TYPE_CHECKING:  # to load it takes time, and one process alone does without
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+BACKENDS = {"cpu": "cpu:gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""Type of device -> what carries the numbers in the host's memory, and those on the device."""
+
 LOST = 75
 """Exit status of a process that is well but has lost another."""
 
@@ -89,11 +92,13 @@ class Ranks:
 
 
 class _Joined(Ranks):
-    """One process of several that torchrun has started."""
+    """One process of several that torchrun has started.
 
-    def __init__(self, device: torch.device) -> None:
+    What is agreed on and shared stays in the host's memory: nobody waits for a device.
+    """
+
+    def __init__(self) -> None:
         self.index, self.size = dist.get_rank(), dist.get_world_size()
-        self._device = device
         self._parent = os.getppid()
 
     def gather(self, values: Tensor, counts: Sequence[int]) -> None:
@@ -121,10 +126,10 @@ class _Joined(Ranks):
         return self._largest(wish if os.getppid() == self._parent else int(signal.SIGTERM))
 
     def _largest(self, number: int) -> int:
-        value = torch.tensor(number, device=self._device)
+        value = torch.tensor(number)
         with _noticing_loss():
             dist.all_reduce(value, dist.ReduceOp.MAX)
-            return int(value)  # on CUDA, what failed is known here
+        return int(value)
 
     def share(self, state: State | None) -> State | None:
         content = encode_state(state) if self.first and state is not None else b""
@@ -134,18 +139,16 @@ class _Joined(Ranks):
         buffer = torch.zeros(size, dtype=torch.uint8)
         if self.first:
             buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        buffer = buffer.to(self._device)
         with _noticing_loss():
             dist.broadcast(buffer, src=0)
-            content = buffer.cpu().numpy().tobytes()
-        return decode_state(content)
+        return decode_state(buffer.numpy().tobytes())
 
 
 @contextlib.contextmanager
 def _noticing_loss() -> Generator[None, None, None]:
     # An operation of all processes fails where one of them is gone. That one is what the message
-    # of torchrun, or of `launch`, is about; but if none is, what failed is the operation itself, or
-    # on CUDA what was asked for before it, and the message is about what is noted here.
+    # of torchrun, or of `launch`, is about; but if none is, what failed is the operation itself,
+    # and the message is about what is noted here.
     try:
         yield
     except RuntimeError as error:
@@ -181,11 +184,11 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the processes cannot be joined ({reason})") from None
-    ranks = _Joined(device)
+    ranks = _Joined()
     try:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as said:
             if not ranks.first:

@@ -25,7 +25,7 @@ from condensation.compilation import choose_kernels
 from condensation.curvature import CURVATURE_FORMS
 from condensation.devices import has_bfloat16
 from condensation.distances import DISTANCES
-from condensation.loops import default_loops
+from condensation.loops import published_loops
 from condensation.matching import EAGER, Curvature, Engine, draw_probes, make_matching_step
 from condensation.networks import Theta, build_network, init_theta
 from condensation.precisions import PRECISIONS
@@ -188,7 +188,7 @@ def _engine(
 def iteration(case: Case, device: torch.device, side: str) -> Run:
     """One iteration: image steps, and after each but the last training on the images."""
     inputs = Inputs(case, device, Engine(compiled=device.type == "cuda"))
-    outer, inner = default_loops(case.ipc)
+    outer, inner = published_loops(case.ipc)
 
     def of_reference() -> None:
         module = inputs.module(0)
