@@ -52,6 +52,7 @@ def determinants(params: Params, name: str, device: torch.device) -> dict[str, A
         "compile": params.compile,
         "options": params.networks[name],
         "seed": shared.seed,
+        "min_steps": shared.min_steps,
         "batch_size": shared.batch_size,
         "momentum": shared.momentum,
         "weight_decay": shared.weight_decay,
@@ -75,12 +76,12 @@ def baseline(
     images, labels = RealImages(real, device), real.labels.to(device)
     scored, scored_labels = RealImages(scoring, device), scoring.labels.to(device)
     network = build_network(name, real.image_shape, real.num_classes, params.networks[name])
-    steps = own.num_networks * own.epochs * -(-len(labels) // shared.batch_size)
-    seen = own.num_networks * own.epochs * len(labels)
+    steps_of_epoch = -(-len(labels) // shared.batch_size)
+    epochs = max(own.epochs, -(-shared.min_steps // steps_of_epoch))
+    steps = own.num_networks * epochs * steps_of_epoch
+    seen = own.num_networks * epochs * len(labels)
     print(f"baseline {name}: {choose_kernels(params.compile, network, device, seen)}")
-    what = (
-        f"baseline {name}: {own.num_networks} networks, {own.epochs} epochs of {len(labels)} images"
-    )
+    what = f"baseline {name}: {own.num_networks} networks, {epochs} epochs of {len(labels)} images"
     bar = Progress(what, steps, "step", describe_device(device))
 
     def one_network(index: int) -> float:
@@ -94,7 +95,7 @@ def baseline(
             network,
             images,
             labels,
-            epochs=own.epochs,
+            epochs=epochs,
             batch_size=shared.batch_size,
             learning_rate=own.learning_rate,
             momentum=shared.momentum,

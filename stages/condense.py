@@ -43,7 +43,7 @@ from condensation.normalisation import has_norm
 from condensation.params import Params, load_params, run_stage
 from condensation.precisions import PRECISIONS
 from condensation.progress import Progress
-from condensation.protocols import PROTOCOLS
+from condensation.protocols import matching_augmentation
 from condensation.randomness import generator, set_determinism
 from condensation.ranks import Ranks, joined, launch, started_by_torchrun
 from condensation.sources import source_of
@@ -60,8 +60,8 @@ If it waited for the numbers of each, the device would have nothing to do until 
 
 
 def augmentation_name(params: Params) -> str:
-    """Return the key of `AUGMENTATIONS`; `auto` is what the published DSA takes for the dataset."""
-    return params.condense.augmentation or PROTOCOLS["dsa"](params.dataset).augmentation
+    """Return the key of `AUGMENTATIONS` that the images are learned with."""
+    return matching_augmentation(params.condense.augmentation, params.dataset)
 
 
 def frame_iterations(iterations: int, num_frames: int) -> set[int]:

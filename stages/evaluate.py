@@ -31,7 +31,7 @@ from condensation.network_sizes import refusal
 from condensation.networks import Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
-from condensation.protocols import Protocol, choose_protocol
+from condensation.protocols import Protocol, choose_protocol, matching_augmentation
 from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
 from condensation.sources import published_statistics
@@ -64,6 +64,8 @@ def main() -> None:
     ceilings = Path(f"results/baseline/{name}/metrics.json")
     ceiling = read_metrics(ceilings, name, ("ceiling",))["ceiling"]
     protocol_name, protocol = chosen_protocol(params)
+    if said := misjudged(params):
+        print(f"evaluate {name}: {said}")
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
     inputs = [Path("data/prepared"), Path(params.evaluate.images)]
     identity = fingerprint(determinants(params, name, device), inputs)
@@ -96,6 +98,19 @@ def chosen_protocol(params: Params) -> tuple[str, Protocol]:
         momentum=own.momentum,
         weight_decay=own.weight_decay,
         augmentation=own.augmentation,
+    )
+
+
+def misjudged(params: Params) -> str:
+    """Return what to say of images that were learned with augmentation and are judged without."""
+    learned = matching_augmentation(params.condense.augmentation, params.dataset)
+    own = params.evaluate
+    chosen = own.protocol == "dsa" or own.augmentation is not None
+    if chosen or learned == "none" or not is_folder(own.images):
+        return ""
+    return (
+        f"the images were learned with condense.augmentation {learned}, and networks are trained "
+        f"on them by evaluate.protocol {own.protocol}, without it; dsa goes with them"
     )
 
 
@@ -141,13 +156,18 @@ def load_sets(params: Params, name: str, real: Dataset) -> dict[int, list[ImageS
         shape = tuple(found.images.shape[1:])
         if shape != real.image_shape or found.class_names != real.class_names:
             raise ValueError(
-                f"evaluate.images: {path} has {len(found.class_names)} classes and images {shape}; "
-                f"the dataset has {real.num_classes} classes and images {real.image_shape}"
+                f"evaluate.images: {path} has {_described(found.class_names, shape)}; the dataset "
+                f"has {_described(real.class_names, real.image_shape)}"
             )
     return {
         iteration: [found.normalised_with(real.mean, real.std) for found in group]
         for iteration, group in sets.items()
     }
+
+
+def _described(class_names: tuple[str, ...], shape: tuple[int, ...]) -> str:
+    first = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    return f"{len(class_names)} classes ({first}) and images {shape}"
 
 
 def list_tasks(params: Params, name: str, sets: dict[int, list[ImageSet]]) -> list[Task]:
@@ -303,6 +323,11 @@ def write_results(
         else f"{retained}% of the ceiling {ceiling}%"
     )
     print(f"evaluate {name}: {mean:.2f}% (n = {len(final)}, protocol {protocol}), {part}")
+    if retained is not None and retained > 100:
+        print(
+            f"evaluate {name}: the ceiling is no ceiling: on the real images the network comes to "
+            f"less. Longer training on them may mend it: baseline.{name}.epochs, baseline.min_steps"
+        )
 
 
 def write_classes(

@@ -29,8 +29,8 @@ def main() -> None:
     counts = class_counts(params.ipc, params.ipc_shares, dataset.class_names, dataset.class_sizes)
     number = counts_text(counts)
     print(
-        f"initialize: {params.init}, images a class: {number}; seconds, or half a minute and more "
-        "for a set of many cluster centres",
+        f"initialize: {params.init}, images a class: {number}; seconds, or minutes for many images "
+        "a class",
         flush=True,
     )
     features = chosen_features(params, dataset)

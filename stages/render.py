@@ -16,7 +16,7 @@ from condensation.class_plots import class_accuracies, confusion_panels
 from condensation.datasets import Dataset, load_training
 from condensation.documents import to_html, to_markdown
 from condensation.errors import one_line
-from condensation.figure_style import save
+from condensation.figure_style import save, undrawable
 from condensation.files import check_writable, together, write_bytes
 from condensation.image_grids import image_grid, snapshot_strip, start_and_end
 from condensation.image_sets import is_folder, load_image_sets
@@ -49,6 +49,8 @@ def render(params: Params) -> None:
     names = params.evaluate.networks
     dataset = load_training(Path("data/prepared"), params.split)
     print(f"render: figures and report of {', '.join(names)}; CPU; less than a minute", flush=True)
+    if signs := undrawable(dataset.class_names):
+        print(f"render: no font of this machine has {signs[:40]}: boxes are drawn in their place")
 
     curves = read_curves(names)
     # Only the networks that are evaluated now: DVC would also plot the files of earlier ones.

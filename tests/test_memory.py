@@ -106,6 +106,7 @@ LARGE: dict[str, Any] = {
     "evaluate.epochs": 2,
     "evaluate.mlp.num_networks": 1,
     "evaluate.mlp.snapshot_networks": 0,
+    "baseline.min_steps": 0,
     "baseline.batch_size": 256,
     "baseline.mlp.num_networks": 1,
     "baseline.mlp.epochs": 1,

@@ -272,7 +272,16 @@ def test_classes_with_too_few_images(
         ({"labels": None}, r"labels: is missing"),
         (
             {"x_test": picture("t", 2, 8, 8, 3), "labels": np.zeros(3)},
-            r"x_test: is not known; takes images, labels, test_images, test_labels, class_names$",
+            r"x_test: is not known; takes images, labels, test_images, test_labels, class_names\n"
+            r"  labels: are float64 3, take one whole",
+        ),
+        (
+            {"labels": None, "label": np.zeros(10), "images": np.zeros((10, 8, 8))},
+            r"label: is not known; takes .*\n  labels: is missing\n  images: are float64 10 x 8",
+        ),
+        (
+            {"labels": np.zeros(10), "images": np.zeros((10, 8, 8)), "test_labels": np.ones(2)},
+            r"test_images: is missing\n  images: are float64 .*\n  labels: are float64 10",
         ),
         ({"images": np.zeros((10, 8, 8))}, r"images: are float64 10 x 8 x 8, take uint8"),
         ({"images": np.zeros((10, 3, 8, 8), np.uint8)}, r"images: are uint8 10 x 3 x 8 x 8, take"),

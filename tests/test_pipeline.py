@@ -54,6 +54,7 @@ TINY: dict[str, Any] = {
     "networks.convnet.width": 2,
     "networks.convnet.depth": 1,
     "networks.mlp.width": 8,
+    "baseline.min_steps": 1,
     "baseline.batch_size": 4096,
     "baseline.convnet.num_networks": 1,
     "baseline.mlp.epochs": 1,
@@ -216,6 +217,7 @@ RERUNS: dict[str, tuple[Any, set[str]]] = {
     "networks.lenet.activation": ("silu", {"render"}),  # not used here, but in the report
     "prepare.seed": (1, ALL),
     "baseline.seed": (1, BASELINE | EVALUATE | {"render"}),
+    "baseline.min_steps": (0, BASELINE | EVALUATE | {"render"}),
     "baseline.mlp.learning_rate": (0.1, {"baseline@mlp", "evaluate@mlp", "render"}),
     "condense.distance": ("cosine", FROM_CONDENSE),
     "condense.snapshots": ([0], FROM_CONDENSE),

@@ -55,6 +55,17 @@ CURVES = {
 SINGLE = {"convnet": curve([94.0], [NAN], [1])}
 
 
+def test_signs_that_no_font_has_are_named_and_drawn_as_boxes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the one font that is there everywhere; a warning would fail."""
+    monkeypatch.setattr(figure_style, "fonts", lambda: (figure_style.FONT,))
+    assert figure_style.undrawable(["café", "日本", "本ж"]) == "日本"
+    figure = image_grids.image_grid(pixels(2, 1), pixels(2, 1), ["日本", "b"])
+    for name in ("figure.png", "figure.pdf"):
+        figure_style.save(figure, tmp_path / name, 30)
+
+
 def confusion(num_classes: int, right: float = 7.0) -> pd.DataFrame:
     rows = [
         (true, taken, right if true == taken else 1.0)

@@ -57,6 +57,7 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "networks.mlp.width": st.sampled_from([1, 2, 5, 10**10]),
     "networks.mlp.activation": st.sampled_from(["relu", "silu", "sigmoid", "softplus"]),
     "networks.convnet.activation": st.sampled_from(["relu", "silu", "sigmoid", "softplus"]),
+    "baseline.min_steps": st.sampled_from([0, 1, 9]),
     "baseline.batch_size": st.sampled_from([1, 7, 60, 10**9]),
     "baseline.momentum": st.floats(0, 0.99),
     "baseline.weight_decay": RATES,
@@ -106,6 +107,7 @@ TINY: dict[str, Any] = {
     "condense.snapshots": [0],
     "evaluate.epochs": 2,
     "evaluate.networks": ["convnet", "lenet", "mlp"],
+    "baseline.min_steps": 0,
     "baseline.mlp.epochs": 1,
     **{f"{stage}.mlp.num_networks": 1 for stage in ("baseline", "evaluate")},
 }
@@ -123,7 +125,10 @@ def all_keys(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 COMMITTED: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 # A number of networks or steps that is far too large is no mistake, only long.
-LONG_WHEN_LARGE = ("epochs", "num_networks", "snapshot_networks", "iterations", "outer", "inner")
+LONG_WHEN_LARGE = (
+    *("epochs", "min_steps", "num_networks", "snapshot_networks"),
+    *("iterations", "outer", "inner"),
+)
 
 
 @st.composite

@@ -14,14 +14,15 @@ from condensation.artefacts import read_synthetic_set, set_path
 from condensation.datasets import Dataset
 from condensation.distances import DISTANCES
 from condensation.files import write_json
-from condensation.image_sets import ImageSet
+from condensation.image_sets import ImageSet, is_folder
 from condensation.loops import MOST_EPOCHS, PUBLISHED_LOOPS
 from condensation.params import Params, load_params
 from condensation.precisions import PRECISIONS
+from condensation.training import train
 from condense import augmentation_name, frame_iterations
 from conftest import ROOT
-from evaluate import list_tasks, load_sets, spread
-from workspace import make_workspace, run_here
+from evaluate import list_tasks, load_sets, misjudged, spread
+from workspace import make_workspace, run_here, write_params
 
 IMAGES = ImageSet(
     torch.zeros(1, 1, 2, 2),
@@ -120,6 +121,59 @@ def test_a_ceiling_of_nothing(
     assert metrics["mlp"]["retained"] is None and metrics["mlp"]["accuracy"] > 0
     run_here(folder, "render", monkeypatch)
     assert "| 0.00 (n = 1) |  |" in (folder / "results/report.md").read_text()
+
+
+def test_more_than_the_ceiling_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_workspace(tmp_path, **{"evaluate.networks": ["mlp"]})
+    for stage in ALL_OF_MLP[1:3]:
+        run_here(folder, stage, monkeypatch)
+    for ceiling, more in ((1.0, True), (100.0, False)):
+        ceilings = {"ceiling": ceiling, "ceiling_std": None, "ceiling_n": 1}
+        write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
+        run_here(folder, ALL_OF_MLP[3], monkeypatch)
+        said = capsys.readouterr().out
+        assert (f"% of the ceiling {ceiling}%\n" in said) and (
+            said.endswith("mend it: baseline.mlp.epochs, baseline.min_steps\n") == more
+        )
+
+
+@pytest.mark.parametrize(
+    "min_steps, epochs", [(0, 2), (18, 2), (19, 3), (50, 6)]
+)  # of 60 images in batches of 7: 9 steps an epoch
+def test_on_small_data_the_ceiling_is_trained_for_more_epochs(
+    min_steps: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(tmp_path, **{"baseline.min_steps": min_steps})
+    taken = []
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        taken.append(settings["epochs"])
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr("baseline.train", noted)
+    run_here(folder, "baseline --network mlp", monkeypatch)
+    assert taken == [epochs] * 3
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"condense.augmentation": "dsa"}, "condense.augmentation dsa, and networks are trained"),
+        ({"condense.augmentation": "auto", "dataset": "mnist"}, "augmentation dsa_without_flip,"),
+        ({"condense.augmentation": "dsa", "evaluate.protocol": "dsa"}, ""),
+        ({"condense.augmentation": "dsa", "evaluate.augmentation": "none"}, ""),
+        ({"condense.augmentation": "dsa", "evaluate.images": "other.pt"}, ""),
+        ({}, ""),
+    ],
+)
+def test_augmented_images_that_are_judged_without_are_told_of(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_params(tmp_path, changes)
+    text = misjudged(load_params(tmp_path / "params.yaml"))
+    assert said in text and bool(said) == bool(text)
 
 
 def test_a_class_without_a_validation_image(
@@ -230,6 +284,32 @@ def test_images_from_elsewhere_have_to_fit(
         return
     ((found,),) = load_sets(evaluating(path), "mlp", tiny_dataset).values()
     torch.testing.assert_close(found.images, (pixels - 0.5) / 0.3)
+
+
+def test_images_from_elsewhere_are_of_the_same_classes(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_here(make_workspace(tmp_path), "initialize", monkeypatch)
+    path = tmp_path / "data/initial/synthetic.safetensors"
+    shape = (1, 16, 16)
+    other = dataclasses.replace(
+        tiny_dataset,
+        images=torch.zeros(3, *shape, dtype=torch.uint8),
+        class_names=("zero", "one", "three"),
+    )
+    message = (
+        r"has 3 classes \(zero, one, two\) and images \(1, 16, 16\); the dataset has 3 classes "
+        r"\(zero, one, three\) and"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_sets(evaluating(path), "mlp", other)
+
+
+def test_a_folder_of_images_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "condensed.1"
+    assert not is_folder(folder)
+    folder.mkdir()
+    assert is_folder(folder)
 
 
 @pytest.mark.parametrize("order", [1, 2])

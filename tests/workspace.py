@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "networks.convnet.width": 4,
     "networks.convnet.depth": 2,
     "networks.mlp.width": 8,
+    "baseline.min_steps": 0,
     "baseline.batch_size": 7,
     **{f"baseline.{network}.num_networks": 3 for network in NETWORKS},
     **{f"baseline.{network}.epochs": 2 for network in NETWORKS},

@@ -1,13 +1,16 @@
 """The look of every figure, in one place, and writing it to a file."""
 
 import io
-from collections.abc import Generator
+import warnings
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import seaborn
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,15 +26,48 @@ GREY = "#6E6E6E"
 PALE = "#E3E3E3"
 
 
+FONT = "DejaVu Sans"  # comes with matplotlib: same bytes everywhere
+OTHER_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Hiragino Sans", "PingFang SC"),
+    *(
+        "Yu Gothic",
+        "Malgun Gothic",
+        "Microsoft YaHei",
+        "WenQuanYi Zen Hei",
+        "Noto Sans",
+        "FreeSans",
+    ),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil"),
+)
+"""For signs that `FONT` lacks, as in names of classes, where the machine has them."""
+
+
+@cache
+def fonts() -> tuple[str, ...]:
+    """Return the fonts that a sign is looked for in, the first first."""
+    there = set(font_manager.get_font_names())
+    return FONT, *(name for name in OTHER_FONTS if name in there)
+
+
+def undrawable(texts: Iterable[str]) -> str:
+    """Return the signs of some texts that no font here has: boxes are drawn for them."""
+    faces = [font_manager.get_font(font_manager.findfont(name)) for name in fonts()]
+    signs = sorted({sign for text in texts for sign in text})
+    return "".join(s for s in signs if not any(face.get_char_index(ord(s)) for face in faces))
+
+
 @contextmanager
 def style() -> Generator[None]:
     """The one place where the look is set. Own settings of the user (matplotlibrc) are left out."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # `undrawable` tells of them
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             seaborn.axes_style("whitegrid")
             | {
-                "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: same bytes everywhere
+                "font.family": fonts(),
                 "font.size": 10,
                 "axes.labelsize": 10,
                 "axes.titlesize": 10.5,

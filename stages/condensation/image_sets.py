@@ -86,7 +86,7 @@ def load_image_set(path: str | Path) -> ImageSet:
 
 def is_folder(images: str | Path) -> bool:
     """Tell whether evaluate.images is a folder of this pipeline rather than a file."""
-    return Path(images).suffix == ""
+    return Path(images).is_dir() or Path(images).suffix == ""
 
 
 def load_image_sets(

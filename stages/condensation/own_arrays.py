@@ -23,51 +23,52 @@ Arrays = Mapping[str, np.ndarray]
 
 def read_arrays(path: Path, image_size: int | None) -> OwnImages:
     """Read an `.npz` file; what is wrong with it is in the problems."""
-    arrays, problems = _load(path)
+    try:
+        arrays, there, problems = _load(path)
+    except Exception as error:  # whatever the bytes lead the readers of zip and npy to
+        said = reason(error).replace(str(path), "the file")
+        return OwnImages([], [], (), [f"it cannot be read ({said})"])
     pairs = [("images", "labels")]
-    if "test_images" in arrays or "test_labels" in arrays:
+    if {"test_images", "test_labels"} & there:
         pairs.append(("test_images", "test_labels"))
-    if not problems:
-        problems += [f"{name}: is missing" for pair in pairs for name in pair if name not in arrays]
-    if problems:
-        return OwnImages([], [], (), problems)
+    problems += [f"{name}: is missing" for pair in pairs for name in pair if name not in there]
+    whole = [pair for pair in pairs if arrays.keys() >= {*pair}]
     names, wrong_names = _class_names(arrays)
     num_classes = None if names is None else len(names)
     wrong_labels = [
-        text for pair in pairs for text in _problems_of_labels(arrays, *pair, num_classes)
+        text for pair in whole for text in _problems_of_labels(arrays, *pair, num_classes)
     ]
-    problems += [text for name, _ in pairs for text in _problems_of_images(arrays, name)]
+    problems += [
+        text for name, _ in pairs if name in arrays for text in _problems_of_images(arrays, name)
+    ]
     problems += wrong_labels + wrong_names
-    shapes = [arrays[name].shape[1:] for name, _ in pairs]
+    shapes = [arrays[name].shape[1:] for name, _ in pairs if not problems]
     if not problems and shapes[0] != shapes[-1]:
         problems.append(f"test_images: are {sizes_text(shapes[1])}, images {sizes_text(shapes[0])}")
     images = [_pixels(arrays[name], image_size) for name, _ in pairs if not problems]
-    some = all(arrays[name].size for pair in pairs for name in pair)
-    known = some and names is not None and not wrong_labels
+    some = all(arrays[name].size for pair in whole for name in pair)
+    known = whole == pairs and some and names is not None and not wrong_labels
     labels = [torch.from_numpy(arrays[name].astype(np.int64)) for _, name in pairs if known]
     return OwnImages(images, labels, names or (), problems)
 
 
-def _load(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _load(path: Path) -> tuple[dict[str, np.ndarray], set[str], list[str]]:
+    # Return the arrays that can be read, the names of all that are there, and what is wrong.
     arrays: dict[str, np.ndarray] = {}
     problems = []
-    try:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            for name in file.files:
-                if name not in _ARRAYS:
-                    problems.append(f"{name}: is not known; takes {', '.join(_ARRAYS)}")
-                    continue
-                try:
-                    arrays[name] = _array(file, name)
-                except Exception as error:
-                    problems.append(f"{name}: cannot be read ({reason(error)})")
-    except Exception as error:  # whatever the bytes lead the readers of zip and npy to
-        said = reason(error).replace(str(path), "the file")
-        problems.append(f"it cannot be read ({said})")
-    return arrays, problems
+    with path.open("rb") as opened:
+        file = np.load(opened, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        for name in file.files:
+            if name not in _ARRAYS:
+                problems.append(f"{name}: is not known; takes {', '.join(_ARRAYS)}")
+                continue
+            try:
+                arrays[name] = _array(file, name)
+            except Exception as error:
+                problems.append(f"{name}: cannot be read ({reason(error)})")
+    return arrays, {*file.files}, problems
 
 
 def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -81,7 +82,7 @@ def _class_names(arrays: Arrays) -> tuple[tuple[str, ...] | None, list[str]]:
     # Return the names, None where it is not known which classes there are, and what is wrong.
     given = arrays.get("class_names")
     if given is None:
-        return _numbers(arrays["labels"])
+        return _numbers(arrays["labels"]) if "labels" in arrays else (None, [])
     if given.ndim != 1 or given.dtype.kind not in "US" or not given.size:
         what = f"class_names: are {given.dtype} {sizes_text(given.shape)}"
         return None, [f"{what}, take one text for each class"]

@@ -97,6 +97,7 @@ class Baseline:
     """Settings of the stage `baseline`."""
 
     seed: int = _at_least(0)
+    min_steps: int = _at_least(0)
     batch_size: int = _at_least(1)
     momentum: float = _between(0, 1)
     weight_decay: float = _at_least(0)
