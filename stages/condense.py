@@ -298,11 +298,17 @@ class Run:
             figures, images = copies.wait()
             total, *curvature, still = figures.unbind(2)
             if problem := not_finite(total, images, counts, self._class_names):
-                raise ValueError(
+                text = (
                     f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
                     "condense.distance, order and condense.curvature.weight"
                     f"{self._keep_good(iteration - 1)}"
                 )
+                if self._ranks.size == 1:
+                    raise ValueError(text)
+                if self._ranks.first:  # all find the same
+                    say(text)
+                self._ranks.agree(0)  # none ends, and the run with it, before it is said
+                sys.exit(1)
             done.good = images
             done.losses.append(total.mean(0).tolist())
             first = sum(done.losses[0])

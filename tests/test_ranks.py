@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.distributed_c10d import BackendConfig
 
 from condensation.blocks import Block, assemble, deal
 from condensation.curvature import CURVATURE_FORMS
 from condensation.distances import DISTANCES
 from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
 from condensation.randomness import generator
+from condensation.ranks import BACKENDS
 from conftest import ROOT, random_images, tiny_network
 from test_resuming import start, states, wait_until_at_work
 from workspace import make_workspace, outputs, run_here, run_stage
@@ -229,6 +231,8 @@ def test_what_is_agreed_on_and_shared_waits_for_no_device(tmp_path: Path) -> Non
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=60,
     )
+    carriers = BackendConfig(BACKENDS["cuda"]).get_device_backend_map()
+    assert carriers == {"cpu": "gloo", "cuda": "nccl"}
     said = {(tmp_path / f"{index}.txt").read_text() for index in (0, 1)}
     assert said == {"4 [1.0, 1.0]"}
 
@@ -244,27 +248,49 @@ condense.main()
 """
 
 
-def test_processes_that_look_later_come_to_the_same_images(folders: Sequence[Path]) -> None:
-    """Started by torchrun; each step is offered as a checkpoint, and some are written."""
-    one, several = folders
+@pytest.mark.parametrize("seconds", ["60", "0"])
+def test_processes_that_look_later_come_to_the_same_images(
+    seconds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started by torchrun; without a checkpoint, or with one at each step."""
+    few = {"condense.iterations": 7, "condense.frames": 2, "condense.snapshots": [0]}
+    one, several = (make_workspace(tmp_path / name, **few) for name in ("one", "several"))
+    for folder in (one, several):
+        run_here(folder, "initialize", monkeypatch)
+    run_here(one, "condense", monkeypatch)
     script = several / "script.py"
     script.write_text(LATER.format(stages=ROOT / "stages"))
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            script,
-        ],
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", script],
         cwd=several,
-        check=True,
         capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINT_SECONDS": "0.2"},
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINT_SECONDS": seconds},
         timeout=120,
     )
+    assert done.returncode == 0, done.stderr
+    assert "in each of 2 processes" in done.stdout
     assert outputs(several) == outputs(one)
+
+
+def test_a_divergence_of_all_processes_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(
+        tmp_path,
+        **{
+            "condense.processes": 2,
+            "condense.image_learning_rate": 1e30,
+            "condense.image_schedule": "constant",
+        },
+    )
+    run_here(folder, "initialize", monkeypatch)
+    done = run_stage(folder, "condense", OMP_NUM_THREADS="1")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("look at condense.image_learning_rate") == 1
+    assert done.stderr.splitlines()[-1].startswith("condense: iteration ")
+    assert not (folder / "data/condensed").exists()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from condensation.blocks import Block, bounds, deal
+from condensation.interruption import Interrupted
 from condensation.networks import Theta
 from condensation.states import State, decode_state, encode_state
 
@@ -148,7 +149,7 @@ class _Joined(Ranks):
 def _noticing_loss() -> Generator[None, None, None]:
     # An operation of all processes fails where one of them is gone. That one is what the message
     # of torchrun, or of `launch`, is about; but if none is, what failed is the operation itself,
-    # and the message is about what is noted here.
+    # or on CUDA what was asked for before it, and the message is about what is noted here.
     try:
         yield
     except RuntimeError as error:
@@ -176,7 +177,7 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
         The processes.
 
     Raises:
-        ValueError: They do not find each other.
+        ValueError: They do not find each other, or are not all on the same type of device.
     """
     if not started_by_torchrun():
         yield Ranks()
@@ -189,14 +190,21 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the processes cannot be joined ({reason})") from None
     ranks = _Joined()
+    if ranks.agree(int(device.type == "cuda")) != (device.type == "cuda"):
+        raise ValueError(f"device: got {device.type} here, and cuda in another of the processes")
     try:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as said:
             if not ranks.first:
                 said.enter_context(contextlib.redirect_stdout(nowhere))
                 said.enter_context(contextlib.redirect_stderr(nowhere))
             yield ranks
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # On CUDA, to leave in good order waits for the others. All of them leave an interruption;
+        # of an error that one of them has, nobody would hear.
+        if device.type != "cuda" or isinstance(error, Interrupted):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def launch(script: Path, processes: int, device: torch.device) -> None:
