@@ -43,7 +43,7 @@ from condensation.normalisation import has_norm
 from condensation.params import Params, load_params, run_stage
 from condensation.precisions import PRECISIONS
 from condensation.progress import Progress
-from condensation.protocols import matching_augmentation
+from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
 from condensation.ranks import Ranks, joined, launch, started_by_torchrun
 from condensation.sources import source_of
@@ -60,8 +60,8 @@ If it waited for the numbers of each, the device would have nothing to do until 
 
 
 def augmentation_name(params: Params) -> str:
-    """Return the key of `AUGMENTATIONS` that the images are learned with."""
-    return matching_augmentation(params.condense.augmentation, params.dataset)
+    """Return the key of `AUGMENTATIONS`; `auto` is what the published DSA takes for the dataset."""
+    return params.condense.augmentation or PROTOCOLS["dsa"](params.dataset).augmentation
 
 
 def frame_iterations(iterations: int, num_frames: int) -> set[int]:
@@ -106,14 +106,11 @@ def main() -> None:
     if params.condense.processes > 1 and not started_by_torchrun():
         launch(Path(__file__), params.condense.processes, device)
         return
-    inputs = [Path("data/prepared"), Path("data/initial")]
-    name = fingerprint(determinants(params, device), inputs)
-    with (
-        joined(device) as ranks,
-        Checkpoints("condense", name, ranks.agree, ranks.first) as checkpoints,
-        together(),
-    ):
-        condense(params, device, checkpoints, ranks)
+    with joined(device) as ranks:
+        inputs = [Path("data/prepared"), Path("data/initial")]
+        name = fingerprint(determinants(params, device), inputs)
+        with Checkpoints("condense", name, ranks.agree, ranks.first) as checkpoints, together():
+            condense(params, device, checkpoints, ranks)
 
 
 def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ranks: Ranks) -> None:
@@ -298,17 +295,11 @@ class Run:
             figures, images = copies.wait()
             total, *curvature, still = figures.unbind(2)
             if problem := not_finite(total, images, counts, self._class_names):
-                text = (
+                raise ValueError(
                     f"iteration {iteration}: {problem}; look at condense.image_learning_rate, "
                     "condense.distance, order and condense.curvature.weight"
                     f"{self._keep_good(iteration - 1)}"
                 )
-                if self._ranks.size == 1:
-                    raise ValueError(text)
-                if self._ranks.first:  # all find the same
-                    say(text)
-                self._ranks.agree(0)  # none ends, and the run with it, before it is said
-                sys.exit(1)
             done.good = images
             done.losses.append(total.mean(0).tolist())
             first = sum(done.losses[0])

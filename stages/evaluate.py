@@ -20,6 +20,7 @@ from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint, Checkpoints
 from condensation.compilation import choose_kernels
 from condensation.confusion import class_accuracy, confusion_matrix, overall_accuracy
+from condensation.counts import classes_text
 from condensation.datasets import Dataset, load_scoring
 from condensation.devices import choose_device, describe_device
 from condensation.files import check_writable, together, write_csv, write_json
@@ -31,7 +32,7 @@ from condensation.network_sizes import refusal
 from condensation.networks import Theta, build_network, freeze_statistics, init_theta
 from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
-from condensation.protocols import Protocol, choose_protocol, matching_augmentation
+from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
 from condensation.sources import published_statistics
@@ -64,8 +65,6 @@ def main() -> None:
     ceilings = Path(f"results/baseline/{name}/metrics.json")
     ceiling = read_metrics(ceilings, name, ("ceiling",))["ceiling"]
     protocol_name, protocol = chosen_protocol(params)
-    if said := misjudged(params):
-        print(f"evaluate {name}: {said}")
     # The ceiling is no input of theirs: accuracies are compared with it afterwards.
     inputs = [Path("data/prepared"), Path(params.evaluate.images)]
     identity = fingerprint(determinants(params, name, device), inputs)
@@ -74,6 +73,8 @@ def main() -> None:
         if reason := refusal(params.used_networks, real.image_shape, real.num_classes):
             raise ValueError(reason)
         sets = load_sets(params, name, real)
+        if said := misjudged(params, sets):
+            print(f"evaluate {name}: {said}")
         tasks = list_tasks(params, name, sets)
         start = time.perf_counter()
         confusions = score(params, protocol, name, tasks, sets, real, device, checkpoints)
@@ -101,12 +102,10 @@ def chosen_protocol(params: Params) -> tuple[str, Protocol]:
     )
 
 
-def misjudged(params: Params) -> str:
+def misjudged(params: Params, sets: dict[int, list[ImageSet]]) -> str:
     """Return what to say of images that were learned with augmentation and are judged without."""
-    learned = matching_augmentation(params.condense.augmentation, params.dataset)
-    own = params.evaluate
-    chosen = own.protocol == "dsa" or own.augmentation is not None
-    if chosen or learned == "none" or not is_folder(own.images):
+    learned, own = sets[max(sets)][0].augmentation, params.evaluate
+    if learned == "none" or own.protocol == "dsa" or own.augmentation is not None:
         return ""
     return (
         f"the images were learned with condense.augmentation {learned}, and networks are trained "
@@ -156,18 +155,14 @@ def load_sets(params: Params, name: str, real: Dataset) -> dict[int, list[ImageS
         shape = tuple(found.images.shape[1:])
         if shape != real.image_shape or found.class_names != real.class_names:
             raise ValueError(
-                f"evaluate.images: {path} has {_described(found.class_names, shape)}; the dataset "
-                f"has {_described(real.class_names, real.image_shape)}"
+                f"evaluate.images: {path} has {len(found.class_names)} "
+                f"{classes_text(found.class_names)} and images {shape}; the dataset has "
+                f"{real.num_classes} {classes_text(real.class_names)} and images {real.image_shape}"
             )
     return {
         iteration: [found.normalised_with(real.mean, real.std) for found in group]
         for iteration, group in sets.items()
     }
-
-
-def _described(class_names: tuple[str, ...], shape: tuple[int, ...]) -> str:
-    first = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
-    return f"{len(class_names)} classes ({first}) and images {shape}"
 
 
 def list_tasks(params: Params, name: str, sets: dict[int, list[ImageSet]]) -> list[Task]:

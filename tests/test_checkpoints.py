@@ -404,8 +404,6 @@ def test_the_name_depends_on_each_setting_of_the_stage_and_on_no_other(
         matters = any(key == name or key.startswith(f"{name}.") for name in declared)
         if key == "condense.processes":  # as many as one likes go on with the work of others
             matters = False
-        if (stage.split()[0], key) == ("evaluate", "condense.augmentation"):  # it is only told of
-            matters = False
         assert (after != before) == matters, key
         checked += 1
     assert checked > 40

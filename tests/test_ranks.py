@@ -274,6 +274,49 @@ def test_processes_that_look_later_come_to_the_same_images(
     assert outputs(several) == outputs(one)
 
 
+def test_a_mistake_that_all_processes_find_is_said_once(tmp_path: Path) -> None:
+    folder = make_workspace(tmp_path, **{"condense.processes": 2})
+    done = run_stage(folder, "condense", OMP_NUM_THREADS="1")
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("condense: data/initial: is missing")
+
+
+ALONE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "{stages}")
+import torch
+from condensation.ranks import joined, launch, started_by_torchrun
+
+cpu = torch.device("cpu")
+if not started_by_torchrun():
+    try:
+        launch(Path(__file__), 2, cpu)
+    except ValueError as error:
+        sys.exit(f"condense: {{error}}")
+with joined(cpu) as ranks:
+    if not ranks.first:
+        raise OSError("no space left")
+    ranks.agree(0)
+"""
+
+
+def test_a_mistake_that_one_process_finds_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ALONE.format(stages=ROOT / "stages"))
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=60,
+    )
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and said.count("process 2: OSError: no space left") == 1
+
+
 def test_a_divergence_of_all_processes_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from condensation.artefacts import read_synthetic_set, set_path
 from condensation.datasets import Dataset
 from condensation.distances import DISTANCES
 from condensation.files import write_json
-from condensation.image_sets import ImageSet, is_folder
+from condensation.image_sets import ImageSet, is_folder, load_image_set
 from condensation.loops import MOST_EPOCHS, PUBLISHED_LOOPS
 from condensation.params import Params, load_params
 from condensation.precisions import PRECISIONS
@@ -134,17 +134,15 @@ def test_more_than_the_ceiling_is_said(
         write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
         run_here(folder, ALL_OF_MLP[3], monkeypatch)
         said = capsys.readouterr().out
-        assert (f"% of the ceiling {ceiling}%\n" in said) and (
-            said.endswith("mend it: baseline.mlp.epochs, baseline.min_steps\n") == more
-        )
+        assert f"% of the ceiling {ceiling}%\n" in said
+        assert said.endswith("mend it: baseline.mlp.epochs, baseline.min_steps\n") == more
 
 
-@pytest.mark.parametrize(
-    "min_steps, epochs", [(0, 2), (18, 2), (19, 3), (50, 6)]
-)  # of 60 images in batches of 7: 9 steps an epoch
+@pytest.mark.parametrize("min_steps, epochs", [(0, 2), (18, 2), (19, 3), (50, 6)])
 def test_on_small_data_the_ceiling_is_trained_for_more_epochs(
     min_steps: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of 60 images in batches of 7: 9 steps an epoch."""
     folder = make_workspace(tmp_path, **{"baseline.min_steps": min_steps})
     taken = []
 
@@ -158,22 +156,38 @@ def test_on_small_data_the_ceiling_is_trained_for_more_epochs(
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "learned, changes, said",
     [
-        ({"condense.augmentation": "dsa"}, "condense.augmentation dsa, and networks are trained"),
-        ({"condense.augmentation": "auto", "dataset": "mnist"}, "augmentation dsa_without_flip,"),
-        ({"condense.augmentation": "dsa", "evaluate.protocol": "dsa"}, ""),
-        ({"condense.augmentation": "dsa", "evaluate.augmentation": "none"}, ""),
-        ({"condense.augmentation": "dsa", "evaluate.images": "other.pt"}, ""),
-        ({}, ""),
+        ("dsa", {}, "condense.augmentation dsa, and networks are trained"),
+        ("dsa_without_flip", {}, "augmentation dsa_without_flip,"),
+        ("dsa", {"evaluate.protocol": "dsa"}, ""),
+        ("dsa", {"evaluate.augmentation": "none"}, ""),
+        ("none", {}, ""),
     ],
 )
 def test_augmented_images_that_are_judged_without_are_told_of(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    learned: str, changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     write_params(tmp_path, changes)
-    text = misjudged(load_params(tmp_path / "params.yaml"))
+    sets = {0: [IMAGES], 4: [dataclasses.replace(IMAGES, augmentation=learned)]}
+    text = misjudged(load_params(tmp_path / "params.yaml"), sets)
     assert said in text and bool(said) == bool(text)
+
+
+@pytest.mark.parametrize(
+    "given, learned", [("auto", "dsa"), ("dsa_without_flip",) * 2, ("none", "none")]
+)
+def test_condensed_images_say_how_they_were_learned(
+    given: str, learned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"condense.augmentation": given, "dataset": "fashion_mnist"}
+    folder = make_workspace(tmp_path, **changes)
+    for stage in ("initialize", "condense"):
+        run_here(folder, stage, monkeypatch)
+    condensed = folder / "data/condensed"
+    for path in (set_path(condensed, 0), set_path(condensed, 0, 2)):
+        assert load_image_set(path).augmentation == learned
+    assert load_image_set(set_path(folder / "data/initial", 0)).augmentation == "none"
 
 
 def test_a_class_without_a_validation_image(
@@ -298,8 +312,8 @@ def test_images_from_elsewhere_are_of_the_same_classes(
         class_names=("zero", "one", "three"),
     )
     message = (
-        r"has 3 classes \(zero, one, two\) and images \(1, 16, 16\); the dataset has 3 classes "
-        r"\(zero, one, three\) and"
+        r"has 3 classes 'zero', 'one', 'two' and images \(1, 16, 16\); the dataset has 3 classes "
+        r"'zero', 'one', 'three' and"
     )
     with pytest.raises(ValueError, match=message):
         load_sets(evaluating(path), "mlp", other)

@@ -35,15 +35,15 @@ def class_counts(
             out some that are.
     """
     if empty := [name for name, size in zip(class_names, class_sizes, strict=True) if size == 0]:
-        raise ValueError(f"ipc: there are no real images of {_classes(empty)}")
+        raise ValueError(f"ipc: there are no real images of {classes_text(empty)}")
     if isinstance(ipc, Mapping):
         if unknown := [name for name in ipc if name not in class_names]:
             raise ValueError(
-                f"ipc: unknown {_classes(unknown)}; the dataset has {_classes(class_names)}"
+                f"ipc: unknown {classes_text(unknown)}; the dataset has {classes_text(class_names)}"
             )
         if missing := [name for name in class_names if name not in ipc]:
             raise ValueError(
-                f"ipc: has no number for {_classes(missing)}; takes one for every class"
+                f"ipc: has no number for {classes_text(missing)}; takes one for every class"
             )
         return tuple(ipc[name] for name in class_names)
     if shares == "proportional":
@@ -91,6 +91,7 @@ def counts_text(counts: Sequence[int]) -> str:
     return str(most) if fewest == most else f"{fewest} to {most}"
 
 
-def _classes(names: Sequence[str]) -> str:
+def classes_text(names: Sequence[str]) -> str:
+    """Name some classes, the first twelve if they are more: `classes 'cat', 'dog'`."""
     shown = ", ".join(f"'{name}'" for name in names[:12]) + (", ..." if len(names) > 12 else "")
     return f"class{'es' if len(names) > 1 else ''} {shown}"

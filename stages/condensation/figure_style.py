@@ -29,15 +29,8 @@ PALE = "#E3E3E3"
 FONT = "DejaVu Sans"  # comes with matplotlib: same bytes everywhere
 OTHER_FONTS = (
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Hiragino Sans", "PingFang SC"),
-    *(
-        "Yu Gothic",
-        "Malgun Gothic",
-        "Microsoft YaHei",
-        "WenQuanYi Zen Hei",
-        "Noto Sans",
-        "FreeSans",
-    ),
-    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil"),
+    *("Yu Gothic", "Malgun Gothic", "Microsoft YaHei", "WenQuanYi Zen Hei", "Noto Sans"),
+    *("FreeSans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil"),
 )
 """For signs that `FONT` lacks, as in names of classes, where the machine has them."""
 
@@ -60,9 +53,8 @@ def undrawable(texts: Iterable[str]) -> str:
 def style() -> Generator[None]:
     """The one place where the look is set. Own settings of the user (matplotlibrc) are left out."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # `undrawable` tells of them
+        # `undrawable` tells of them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             seaborn.axes_style("whitegrid")

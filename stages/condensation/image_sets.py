@@ -28,6 +28,8 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
         mean: (ch,) float32: pixel value in [0, 1] = images * std + mean.
         std: (ch,) float32.
         class_names: One name for each class.
+        augmentation: A key of `AUGMENTATIONS`, with which they were learned; `none` also where
+            their file does not say.
     """
 
     images: Tensor
@@ -35,6 +37,7 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
     mean: Tensor
     std: Tensor
     class_names: tuple[str, ...]
+    augmentation: str = "none"
 
     def __len__(self) -> int:
         """N."""
@@ -72,6 +75,7 @@ def flat(synthetic: SyntheticSet) -> ImageSet:
         synthetic.mean,
         synthetic.std,
         synthetic.class_names,
+        synthetic.metadata.get("augmentation", "none"),
     )
 
 

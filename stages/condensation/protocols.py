@@ -76,14 +76,4 @@ def choose_protocol(
     return (name if chosen == published else CUSTOM), chosen
 
 
-def matching_augmentation(given: str | None, dataset: str) -> str:
-    """Return the augmentation that images are learned with, a key of `AUGMENTATIONS`.
-
-    Args:
-        given: `condense.augmentation`; None is what the published DSA takes for the data set.
-        dataset: The data set's name.
-    """
-    return given or dsa(dataset).augmentation
-
-
 PROTOCOLS: dict[str, Callable[[str], Protocol]] = {"dc": dc, "dsa": dsa}

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from bisect import bisect
 from collections.abc import Generator, Iterable, Sequence
 from itertools import accumulate
@@ -46,6 +47,10 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 SHUTDOWN_SECONDS = 60
 """How long the others may take to stop, when one has died or the run is interrupted."""
+
+
+ALIKE_SECONDS = 5
+"""How long a process that fails waits, for the first to say the same and to end them all."""
 
 
 class Ranks:
@@ -145,17 +150,23 @@ class _Joined(Ranks):
         return decode_state(buffer.numpy().tobytes())
 
 
-@contextlib.contextmanager
-def _noticing_loss() -> Generator[None, None, None]:
+def _noticing_loss() -> contextlib.AbstractContextManager[None]:
     # An operation of all processes fails where one of them is gone. That one is what the message
     # of torchrun, or of `launch`, is about; but if none is, what failed is the operation itself,
     # or on CUDA what was asked for before it, and the message is about what is noted here.
+    return _noting(RuntimeError)
+
+
+@contextlib.contextmanager
+def _noting(*kinds: type[Exception], seconds: float = 0) -> Generator[None, None, None]:
+    # Note an error for the process that started this one, and end after some seconds.
     try:
         yield
-    except RuntimeError as error:
+    except kinds as error:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
+        time.sleep(seconds)
         sys.exit(LOST)
 
 
@@ -168,7 +179,8 @@ def started_by_torchrun() -> bool:
 def joined(device: torch.device) -> Generator[Ranks, None, None]:
     """Join the processes that torchrun has started; a process that it has not started is alone.
 
-    What all of them would say alike, the first one says.
+    What all of them would say alike, the first one says; an error of another one alone is in what
+    `launch` says.
 
     Args:
         device: Where the images are; of several accelerators each process takes its own.
@@ -195,6 +207,7 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as said:
             if not ranks.first:
+                said.enter_context(_noting(ValueError, OSError, seconds=ALIKE_SECONDS))
                 said.enter_context(contextlib.redirect_stdout(nowhere))
                 said.enter_context(contextlib.redirect_stderr(nowhere))
             yield ranks
