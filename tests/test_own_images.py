@@ -283,6 +283,30 @@ def test_classes_with_too_few_images(
             {"labels": np.zeros(10), "images": np.zeros((10, 8, 8)), "test_labels": np.ones(2)},
             r"test_images: is missing\n  images: are float64 .*\n  labels: are float64 10",
         ),
+        (
+            {"labels": np.arange(10) % 2 + 1},
+            r"labels: are from 1 to 2, take whole numbers from 0: subtract 1$",
+        ),
+        (
+            {"labels": np.arange(1, 11)},
+            r"labels: are from 1 to 10, take whole numbers from 0: subtract 1$",
+        ),
+        (
+            {"labels": np.arange(10) % 2 + 1, "class_names": np.array(["a", "b"])},
+            r"labels: are from 1 to 2, take whole numbers from 0: subtract 1$",
+        ),
+        (
+            {
+                "labels": np.arange(10) % 2 + 1,
+                "test_images": picture("t", 2, 8, 8, 3),
+                "test_labels": np.array([1, 2]),
+            },
+            r"labels: are from 1 to 2, take whole .*: subtract 1, from test_labels too$",
+        ),
+        (
+            {"labels": np.full(10, 1), "class_names": np.array(["a", "b", "c"])},
+            r"class 'a' has 0 training images, .*\n  class 'c' has 0 training images, ",
+        ),
         ({"images": np.zeros((10, 8, 8))}, r"images: are float64 10 x 8 x 8, take uint8"),
         ({"images": np.zeros((10, 3, 8, 8), np.uint8)}, r"images: are uint8 10 x 3 x 8 x 8, take"),
         (

@@ -79,10 +79,21 @@ def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 
 
 def _class_names(arrays: Arrays) -> tuple[tuple[str, ...] | None, list[str]]:
-    # Return the names, None where it is not known which classes there are, and what is wrong.
-    given = arrays.get("class_names")
-    if given is None:
-        return _numbers(arrays["labels"]) if "labels" in arrays else (None, [])
+    # Return the names, None where it is not known which class a label means, and what is wrong.
+    given, labels = arrays.get("class_names"), arrays.get("labels")
+    names, problems = (None, []) if given is None else _given_names(given)
+    if labels is None or labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
+        return names, problems  # wrong labels are told elsewhere
+    last = int(labels.max())
+    if labels.min() == 1 and (given is None or (names is not None and last == len(names))):
+        # Other tools count from 1. Said once, in place of a line for each image of the last class.
+        too = ", from test_labels too" if "test_labels" in arrays else ""
+        text = f"labels: are from 1 to {last}, take whole numbers from 0: subtract 1{too}"
+        return None, [*problems, text]
+    return _numbers(last, len(labels)) if given is None else (names, problems)
+
+
+def _given_names(given: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
     if given.ndim != 1 or given.dtype.kind not in "US" or not given.size:
         what = f"class_names: are {given.dtype} {sizes_text(given.shape)}"
         return None, [f"{what}, take one text for each class"]
@@ -98,14 +109,11 @@ def _class_names(arrays: Arrays) -> tuple[tuple[str, ...] | None, list[str]]:
     return names, problems
 
 
-def _numbers(labels: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
-    # Without names the training labels say which classes there are; wrong ones are told elsewhere.
-    if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
-        return None, []
-    last = max(int(labels.max()), 0)
-    if last >= len(labels):
+def _numbers(last: int, count: int) -> tuple[tuple[str, ...] | None, list[str]]:
+    # Without names the training labels say which classes there are; `last` is the highest of them.
+    if last >= count:
         return None, [f"labels: one is {last}; takes no more classes than there are images"]
-    return tuple(map(str, range(last + 1))), []
+    return tuple(map(str, range(max(last, 0) + 1))), []
 
 
 def _problems_of_images(arrays: Arrays, name: str) -> list[str]:
