@@ -38,6 +38,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 ROOT = Path(__file__).resolve().parent.parent
+HANGS = 240
+"""Seconds after which a command that a test has started hangs: the import of PyTorch alone takes
+two minutes where other work takes the processor. Below the 300 that torchrun waits for its own."""
 NUM_CLASSES = 3
 IMAGE_SHAPE = (1, 28, 28)
 SMALL_SHAPE = (1, 16, 16)

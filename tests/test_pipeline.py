@@ -30,7 +30,7 @@ from command_folder import CommandFolder
 from condensation.artefacts import read_synthetic_set
 from condensation.datasets import load_training, write_prepared
 from condensation.randomness import generator
-from conftest import ROOT
+from conftest import HANGS, ROOT
 
 NETWORKS = ("convnet", "mlp")
 BASELINE = {f"baseline@{network}" for network in NETWORKS}
@@ -647,7 +647,7 @@ def test_a_mistake_in_the_settings_stops_a_stage_at_once(
     name, *arguments = stage.split()
     command = [sys.executable, str(ROOT / f"stages/{name}.py"), *arguments]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith(f"{name}: {message}") and done.stderr.count("\n") == 1

@@ -24,7 +24,7 @@ from PIL import Image
 from condensation.documents import Block, Heading, Picture, Table, to_html
 from condensation.figure_style import save
 from condensation.plots import retained_bars
-from conftest import ROOT, environment_of_commands
+from conftest import HANGS, ROOT, environment_of_commands
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -53,7 +53,7 @@ def run(*command: str, folder: Path) -> str:
         env=environment_of_commands(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -18,7 +18,7 @@ from condensation.distances import DISTANCES
 from condensation.matching import Curvature, Matched, draw_probes, make_matching_step
 from condensation.randomness import generator
 from condensation.ranks import BACKENDS
-from conftest import ROOT, random_images, tiny_network
+from conftest import HANGS, ROOT, random_images, tiny_network
 from test_resuming import start, states, wait_until_at_work
 from workspace import make_workspace, outputs, run_here, run_stage
 
@@ -188,7 +188,7 @@ def test_an_error_of_an_operation_of_all_is_told_once(tmp_path: Path, late: bool
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=60,
+        timeout=HANGS,
     )
     (said,) = done.stderr.splitlines()
     assert done.returncode == 1 and said.startswith(
@@ -229,7 +229,7 @@ def test_what_is_agreed_on_and_shared_waits_for_no_device(tmp_path: Path) -> Non
         cwd=tmp_path,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=60,
+        timeout=HANGS,
     )
     carriers = BackendConfig(BACKENDS["cuda"]).get_device_backend_map()
     assert carriers == {"cpu": "gloo", "cuda": "nccl"}
@@ -267,7 +267,7 @@ def test_processes_that_look_later_come_to_the_same_images(
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINT_SECONDS": seconds},
-        timeout=120,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr
     assert "in each of 2 processes" in done.stdout
@@ -311,7 +311,7 @@ def test_a_mistake_that_one_process_finds_is_told(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=60,
+        timeout=HANGS,
     )
     (said,) = done.stderr.splitlines()
     assert done.returncode == 1 and said.count("process 2: OSError: no space left") == 1
