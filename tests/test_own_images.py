@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,22 @@ def test_images_are_brought_to_the_sizes_of_the_literature(size: int, tmp_path: 
         size,
         size,
     )
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 3), (8, 8, 3), (20, 20, 3)])
+def test_the_test_part_of_an_npz_file_may_be_of_another_size(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    changes = {"test_images": picture("t", 2, *shape), "test_labels": np.arange(2)}
+    raw = read_own_images(make_arrays(tmp_path / "own.npz", **changes), 16, 0)
+    assert raw.train_images.shape == (10, 3, 16, 16) and raw.test_images.shape == (2, 3, 16, 16)
+
+
+def test_grey_images_of_an_npz_file_may_have_a_channel_or_none(tmp_path: Path) -> None:
+    changes = {"images": picture("i", 10, 8, 8), "test_images": picture("t", 2, 8, 8, 1)}
+    path = make_arrays(tmp_path / "own.npz", test_labels=np.arange(2), **changes)
+    raw = read_own_images(path, None, 0)
+    assert raw.train_images.shape == (10, 1, 8, 8) and raw.test_images.shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
@@ -217,9 +234,9 @@ def test_a_class_that_must_not_be_read_is_named_with_all_that_is_wrong(
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ValueError) as caught:
         read_own_images(tmp_path, None, 0)
-    lines = str(caught.value).splitlines()[1:]
-    assert lines[0] == "  train/cat: cannot be read (Permission denied)"
-    assert lines[1].startswith("  train/bee/01.png: cannot be read (")
+    _, closed, broken = str(caught.value).splitlines()  # and no word of the class's images
+    assert closed == "  train/cat: cannot be read (Permission denied)"
+    assert broken.startswith("  train/bee/01.png: cannot be read (")
 
 
 def test_a_class_that_is_too_small_is_named_with_all_that_is_wrong(tmp_path: Path) -> None:
@@ -304,6 +321,16 @@ def test_classes_with_too_few_images(
             r"labels: are from 1 to 2, take whole .*: subtract 1, from test_labels too$",
         ),
         (
+            {"labels": np.array([0, 1, -1, 500, *range(6)])},
+            r"labels: that of image 2 is -1, takes .*\n"
+            r"  labels: that of image 3 is 500, takes whole numbers from 0, no more than there are "
+            r"images \(10\)$",
+        ),
+        (
+            {"test_images": picture("t", 2, 8, 8), "test_labels": np.arange(2)},
+            r"test_images: have channels: 1, images: 3$",
+        ),
+        (
             {"labels": np.full(10, 1), "class_names": np.array(["a", "b", "c"])},
             r"class 'a' has 0 training images, .*\n  class 'c' has 0 training images, ",
         ),
@@ -327,7 +354,7 @@ def test_classes_with_too_few_images(
         ({"test_images": picture("t", 2, 8, 8, 3)}, r"test_labels: is missing"),
         (
             {"test_images": picture("t", 2, 9, 8, 3), "test_labels": np.arange(2)},
-            r"test_images: are 9 x 8 x 3, images 8 x 8 x 3",
+            r"test_images: are 9 x 8, images 8 x 8 \(height x width\); prepare.image_size brings",
         ),
         (
             {"test_images": picture("t", 2, 8, 8, 3), "test_labels": np.array([0, 2])},
@@ -385,6 +412,25 @@ def test_a_damaged_npz_file_is_named(content: bytes, tmp_path: Path) -> None:
         read_own_images(path, None, 0)
 
 
+def test_a_photograph_with_a_damaged_tag_is_taken(tmp_path: Path) -> None:
+    """Its pixels are sound; Pillow warns that one of Exif's texts lies outside of the file."""
+    make_folder(tmp_path, shape=(16, 16, 3))
+    tags = Image.Exif()
+    tags[ExifTags.Base.Make] = "a maker with a long name"
+    content = tags.tobytes()
+    entry = content.index(struct.pack(">HH", ExifTags.Base.Make, 2))  # count and offset follow
+    damaged = content[: entry + 8] + struct.pack(">I", 1 << 20) + content[entry + 12 :]
+    pixels = picture("jpeg", 16, 16, 3)
+    Image.fromarray(pixels).save(tmp_path / "train/bee/photograph.jpg", exif=damaged)
+    path = tmp_path / "train/bee/photograph.jpg"
+    with (
+        pytest.warns(UserWarning, match="Truncated|Corrupt|larger than"),
+        Image.open(path) as image,
+    ):
+        image.getexif()
+    assert len(read_own_images(tmp_path, None, 0).train_labels) == 17
+
+
 def test_photographs_lie_as_they_are_looked_at(tmp_path: Path) -> None:
     """Half of them were taken with the camera on its side."""
     make_folder(tmp_path, shape=(6, 8, 3))
@@ -407,9 +453,10 @@ def test_a_channel_of_one_value_is_refused(tmp_path: Path, monkeypatch: pytest.M
     images = picture("images", 10, 8, 8, 3)
     images[..., 1] = 7
     make_arrays(tmp_path / "data/own.npz", images=images)
-    with pytest.raises(
-        ValueError, match=r"^dataset: got \./own\.npz; all pixels of a channel have"
-    ):
+    message = (
+        r"^dataset: got \./own\.npz, in which .* have one value, from 0 to 1: 1 \(0\.0275\); ta"
+    )
+    with pytest.raises(ValueError, match=message):
         run_here(tmp_path, "prepare", monkeypatch)
     assert not (tmp_path / "data/prepared").exists()
 

@@ -42,10 +42,8 @@ def read_arrays(path: Path, image_size: int | None) -> OwnImages:
         text for name, _ in pairs if name in arrays for text in _problems_of_images(arrays, name)
     ]
     problems += wrong_labels + wrong_names
-    shapes = [arrays[name].shape[1:] for name, _ in pairs if not problems]
-    if not problems and shapes[0] != shapes[-1]:
-        problems.append(f"test_images: are {sizes_text(shapes[1])}, images {sizes_text(shapes[0])}")
     images = [_pixels(arrays[name], image_size) for name, _ in pairs if not problems]
+    problems += _problems_of_shapes([tuple(each.shape[1:]) for each in images])
     some = all(arrays[name].size for pair in whole for name in pair)
     known = whole == pairs and some and names is not None and not wrong_labels
     labels = [torch.from_numpy(arrays[name].astype(np.int64)) for _, name in pairs if known]
@@ -90,7 +88,7 @@ def _class_names(arrays: Arrays) -> tuple[tuple[str, ...] | None, list[str]]:
         too = ", from test_labels too" if "test_labels" in arrays else ""
         text = f"labels: are from 1 to {last}, take whole numbers from 0: subtract 1{too}"
         return None, [*problems, text]
-    return _numbers(last, len(labels)) if given is None else (names, problems)
+    return _numbers(labels) if given is None else (names, problems)
 
 
 def _given_names(given: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
@@ -109,11 +107,17 @@ def _given_names(given: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
     return names, problems
 
 
-def _numbers(last: int, count: int) -> tuple[tuple[str, ...] | None, list[str]]:
-    # Without names the training labels say which classes there are; `last` is the highest of them.
-    if last >= count:
-        return None, [f"labels: one is {last}; takes no more classes than there are images"]
-    return tuple(map(str, range(max(last, 0) + 1))), []
+def _numbers(labels: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
+    # Without names the training labels say which classes there are.
+    last, count = int(labels.max()), len(labels)
+    if last < count:
+        return tuple(map(str, range(max(last, 0) + 1))), []
+    wrong = ((labels < 0) | (labels >= count)).nonzero()[0].tolist()
+    return None, [
+        f"labels: that of image {index} is {labels[index]}, takes whole numbers from 0, no more "
+        f"than there are images ({count})"
+        for index in wrong
+    ]
 
 
 def _problems_of_images(arrays: Arrays, name: str) -> list[str]:
@@ -147,6 +151,19 @@ def _problems_of_labels(
     return [
         f"{labels_name}: that of image {index} is {labels[index]}, no class from 0 to {last}"
         for index in ((labels < 0) | (labels > last)).nonzero()[0].tolist()
+    ]
+
+
+def _problems_of_shapes(shapes: list[tuple[int, ...]]) -> list[str]:
+    # Say whether the parts' images (ch, h, w) are of different kinds.
+    if len(shapes) < 2 or shapes[0] == shapes[1]:
+        return []
+    (channels, *size), (test_channels, *test_size) = shapes
+    if channels != test_channels:
+        return [f"test_images: have channels: {test_channels}, images: {channels}"]
+    return [
+        f"test_images: are {sizes_text(test_size)}, images {sizes_text(size)} (height x width); "
+        "prepare.image_size brings all to one size"
     ]
 
 

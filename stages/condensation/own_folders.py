@@ -28,11 +28,13 @@ def read_folder(path: Path, image_size: int | None) -> OwnImages:
         raise ValueError(f"dataset: {path} has no folder 'train' of folders, one for each class")
     names = tuple(sorted(entry.name for entry in _visible(path / "train") if entry.is_dir()))
     problems = name_problems(names)
+    closed: list[str] = []
     parts = [
-        _list_part(path, part, names, problems)
+        _list_part(path, part, names, problems, closed)
         for part in ("train", "test")
         if (path / part).is_dir()
     ]
+    problems += closed
     looks = _look_at_all((file for part in parts for file in part), path, problems)
     num_channels = 1 if all(found.grey for found in looks.values()) else 3
     most = Counter(found.size for found in looks.values()).most_common(1)
@@ -42,7 +44,8 @@ def read_folder(path: Path, image_size: int | None) -> OwnImages:
     else:
         size = (image_size, image_size)
     images = [_read_part(part, looks, (num_channels, *size), path, problems) for part in parts]
-    labels = [torch.tensor([*part.values()], dtype=torch.int64) for part in parts]
+    # How many images a class has is not known where its folder cannot be read.
+    labels = [torch.tensor([*part.values()], dtype=torch.int64) for part in parts if not closed]
     return OwnImages(images, labels, names, problems)
 
 
@@ -50,8 +53,11 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _list_part(path: Path, part: str, names: tuple[str, ...], problems: list[str]) -> Labels:
-    # Return the labels, in the order of the classes; note what is no picture of a class.
+def _list_part(
+    path: Path, part: str, names: tuple[str, ...], problems: list[str], closed: list[str]
+) -> Labels:
+    # Return the labels, in the order of the classes; note what is no picture of a class, and which
+    # folders cannot be read.
     found: dict[Path, int] = {}
     for entry in _visible(path / part):
         if not entry.is_dir():
@@ -62,7 +68,7 @@ def _list_part(path: Path, part: str, names: tuple[str, ...], problems: list[str
             try:
                 files = _visible(entry)
             except OSError as error:
-                problems.append(_about(entry, path, error))
+                closed.append(_about(entry, path, error))
                 continue
             for file in files:
                 if file.is_dir():

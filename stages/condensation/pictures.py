@@ -57,7 +57,8 @@ def look(content: bytes) -> Look:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("ignore")  # of what beside the pixels is damaged
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(content) as image:
                 kind, (width, height) = _kind(image), image.size
                 sideways = _orientation(image, content) >= 5
