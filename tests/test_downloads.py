@@ -104,6 +104,32 @@ def test_without_a_network_the_files_are_named(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     with pytest.raises(ValueError, match=r"is missing.*; prepare\.raw takes auto or the folder of"):
         read_raw(name, tmp_path, None, 0)
+    for file in DOWNLOADS[name]:
+        (tmp_path / f"data/raw/{name}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"data/raw/{name}/{file.name}").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"; remove it, and it is downloaded again from http"):
+        read_raw(name, None, None, 0)
+
+
+@pytest.mark.parametrize("name, other", [("cifar10", "cifar-100-python")])
+def test_the_folder_of_another_dataset_does_not_stand_for_an_archive(
+    name: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"data/raw/{name}/{other}").mkdir(parents=True)
+    asked: list[str] = []
+    monkeypatch.setattr(raw_data, "fetch", lambda files, _: asked.extend(f.name for f in files))
+    with pytest.raises(ValueError, match="is missing"):
+        read_raw(name, None, None, 0)
+    assert asked == [file.name for file in DOWNLOADS[name]]
+
+
+def test_a_missing_file_of_mnist_is_told_with_how_to_have_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"data/mnist/.*missing.*git checkout data/mnist$"):
+        read_raw("mnist", None, None, 0)
 
 
 def test_the_registries_know_the_same_datasets() -> None:

@@ -99,7 +99,12 @@ def _receive(address: str, path: Path) -> str:
         total = int(response.headers.get("Content-Length") or 0)
         name = address.rpartition("/")[2]
         with tqdm(
-            total=total or None, desc=f"prepare: {name}", unit="B", unit_scale=True, file=sys.stderr
+            total=total or None,
+            desc=f"prepare: {name}",
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            disable=None,  # where there is no terminal
         ) as bar:
             while block := response.read(_BLOCK):
                 file.write(block)

@@ -51,6 +51,8 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     temporary = _temporary(path)
     try:
         yield temporary
+        with _naming(path), temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         _place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -44,18 +44,24 @@ def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: in
                 f"they are ({dataset})"
             )
         return read_own_images(DATA / dataset, image_size, seed)
+    downloads, given = DOWNLOADS[dataset], folder
     if folder is None:
-        folder = DATA / "raw" / dataset if DOWNLOADS[dataset] else DATA / dataset
-        if not any((folder / each).is_dir() for each in UNPACKED):
-            fetch(DOWNLOADS[dataset], folder)
+        folder = DATA / "raw" / dataset if downloads else DATA / dataset
+        if dataset not in UNPACKED or not (folder / UNPACKED[dataset]).is_dir():
+            fetch(downloads, folder)
     try:
         raw = DATASETS[dataset](folder)
     except ValueError as error:
-        sources = ", ".join(file.address for file in DOWNLOADS[dataset])
-        origin = f"; the published files are at {sources}" if sources else ""
-        raise ValueError(
-            f"{error}; prepare.raw takes auto or the folder of the files of {dataset}{origin}"
-        ) from None
+        sources = ", ".join(file.address for file in downloads)
+        if given is None and downloads:
+            advice = f"; remove it, and it is downloaded again from {sources}"
+        else:
+            origin = f"at {sources}" if sources else f"in Git: git checkout data/{dataset}"
+            advice = (
+                f"; prepare.raw takes auto or the folder of the files of {dataset}; the published "
+                f"files are {origin}"
+            )
+        raise ValueError(f"{error}{advice}") from None
     if image_size is None:
         return raw
     return dataclasses.replace(
@@ -65,8 +71,8 @@ def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: in
     )
 
 
-UNPACKED = (CIFAR10.base_folder, CIFAR100.base_folder)
-"""Folders that stand for an archive, as torchvision leaves them."""
+UNPACKED = {"cifar10": CIFAR10.base_folder, "cifar100": CIFAR100.base_folder}
+"""Folders that stand for a dataset's archive, as torchvision leaves them."""
 
 DATASETS: dict[str, Callable[[Path], RawDataset]] = {
     "mnist": read_mnist,
