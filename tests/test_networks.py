@@ -440,7 +440,7 @@ def test_parameters_follow_the_stream() -> None:
             "vgg11",
             {},
             (3, 16, 16),
-            r"'vgg11': got images of 16 x 16, takes 32 .* and 28 x 28$",
+            r"'vgg11': got images of 16 x 16, takes 32 .* and 28 x 28; prepare.image_size brings",
         ),
         ("vgg11", {}, (3, 32, 28), r"network 'vgg11': got images of 32 x 28, takes"),
         ("resnet18", {}, (1, 8, 8), r"network 'resnet18': got images of 8 x 8, takes 16 x 16"),

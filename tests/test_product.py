@@ -51,6 +51,14 @@ def test_numbers_of_images_that_differ_are_in_the_card_and_the_folders(tmp_path:
     assert ImageFolder(str(tmp_path)).targets == [0, 1, 1, 1, 2, 2]
 
 
+def test_a_long_name_fits_into_a_path(tmp_path: Path) -> None:
+    """Of the letter of three bytes a whole number is left."""
+    names = ("\u732b" * 85, "x" * 255, "short")
+    write_pictures(tmp_path, dataclasses.replace(synthetic(), class_names=names))
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == ["0_" + "\u732b" * 66, "1_" + "x" * 200, "2_short"]
+
+
 def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
     made = dataclasses.replace(synthetic(), class_names=("a|b", "c", "d"))
     assert "\n| 0 | a\\|b |\n| 1 | c |" in dataset_card(made, SOURCES["mnist"], {})

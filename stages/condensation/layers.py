@@ -72,4 +72,7 @@ def require_size(network: str, image_shape: tuple[int, int, int], smallest: int)
     _, height, width = image_shape
     if min(height, width) + 2 * mnist_border(image_shape) < smallest:
         takes = f"{smallest} x {smallest} and larger" + (" and 28 x 28" if smallest > 28 else "")
-        raise ValueError(f"network '{network}': got images of {height} x {width}, takes {takes}")
+        raise ValueError(
+            f"network '{network}': got images of {height} x {width}, takes {takes}; "
+            "prepare.image_size brings images to another size"
+        )

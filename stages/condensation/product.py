@@ -17,6 +17,9 @@ from condensation.counts import counts_text
 from condensation.files import write_bytes
 from condensation.sources import Source
 
+MOST_BYTES = 200
+"""Of the name of a class in a path."""
+
 CARD = """\
 # {num_images} synthetic images of {title}
 
@@ -71,7 +74,7 @@ def write_pictures(folder: Path, synthetic: SyntheticSet) -> None:
     for index, (name, images) in enumerate(
         zip(synthetic.class_names, synthetic.pixels_by_class, strict=True)
     ):
-        letters = re.sub(r"\W+", "_", name)
+        letters = re.sub(r"\W+", "_", name).encode()[:MOST_BYTES].decode(errors="ignore")
         place = folder / f"{index:0{width}d}_{letters}"
         for number, image in enumerate(images):
             write_bytes(place / f"{number:04d}.png", encode_png(image))
