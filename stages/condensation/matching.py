@@ -31,6 +31,7 @@ from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.devices import to_device
 from condensation.distance_slopes import distance_slope
 from condensation.distances import Distance
+from condensation.memory import with_less_memory
 from condensation.networks import Network, Theta, last_layers, part_of
 from condensation.recording import Recorded
 from condensation.stacked_classes import ClassInputs, stacked_slopes
@@ -93,11 +94,12 @@ class Engine:
         real_block: Real images of a class that go through the network at once, and that a compiled
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
         autocast: What the convolutions and products for g_T are lowered to, if to anything. All
-            else is as precise as the images: what curvature takes, and the synthetic side. With it,
-            where there is no Q, that side goes by compiled kernels of the CPU if these take all of
-            the network's convolutions: their float32 moves an image step by up to some thousandths
-            of its length, the lowered g_T by some hundredths, but the plain loop's rounding by
-            ten-thousandths at most, so that without it, it does not.
+            else is as precise as the images (on CUDA PyTorch's default, convolutions in TF32): what
+            curvature takes, and the synthetic side. With it, where there is no Q, that side goes by
+            compiled kernels of the CPU if these take all of the network's convolutions: their
+            float32 moves an image step by up to some thousandths of its length, the lowered g_T by
+            some hundredths, but the plain loop's rounding by ten-thousandths at most, so that
+            without it, it does not.
     """
 
     compiled: bool = False
@@ -408,8 +410,8 @@ def make_matching_step(
 ) -> MatchingStep:
     """Return the function that matches all classes of all sets.
 
-    On the CPU side by side, one class a thread; elsewhere set after set, the synthetic side of all
-    classes together.
+    On the CPU side by side, one class a thread, or fewer at once where memory runs out; elsewhere
+    set after set, the synthetic side of all classes together.
 
     Args:
         networks: That of each set: one and the same but for frozen statistics.
@@ -461,7 +463,12 @@ def make_matching_step(
         sets, classes = range(len(synthetic)), range(len(counts))
         if synthetic.device.type == "cpu":
             indices = [(k, c) for k in sets for c in classes]
-            matched = parallel_map(one, indices, synthetic.device, one_thread_each=True)
+
+            def side_by_side(at_once: int) -> list[Matched]:
+                return parallel_map(one, indices, synthetic.device, True, at_once)
+
+            # Where smaller blocks of a class's real images are not enough, fewer classes at once.
+            matched = with_less_memory(side_by_side, torch.get_num_threads(), "cpu", "classes")
         else:
             matched = [each for k in sets for each in together(k)]
         gradients, *values = zip(*matched, strict=True)

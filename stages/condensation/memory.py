@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate|not enough memory|STATUS_ALLOC_FAILED", re.I
 )
 _largest: dict[tuple[str, str], int] = {}  # (type of device, what): how many at once
+_lock = threading.Lock()  # classes are matched in several threads
 
 
 def largest_blocks() -> dict[tuple[str, str], int]:
@@ -48,6 +50,9 @@ def with_less_memory(
             if size == 1 or not _OUT_OF_MEMORY.search(str(error)):
                 raise
         # Out of the handler, so that what the failed attempt held is free again.
-        size //= 2
-        _largest[key] = size
-        tqdm.write(f"out of memory: from now on {size} {what} at a time", file=sys.stderr)
+        with _lock:
+            if size // 2 < _largest.get(key, size):
+                _largest[key] = size // 2
+                text = f"out of memory: from now on {size // 2} {what} at a time"
+                tqdm.write(text, file=sys.stderr)
+            size = _largest[key]

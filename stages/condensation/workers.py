@@ -19,6 +19,7 @@ def parallel_map(
     items: Iterable[Item],
     device: torch.device,
     one_thread_each: bool = False,
+    at_once: int | None = None,
 ) -> list[Result]:
     """Return `[function(item) for item in items]`; on the CPU, one worker a thread.
 
@@ -33,12 +34,13 @@ def parallel_map(
         items: What to work on, one piece each.
         device: Where the tensors are.
         one_thread_each: Whether one piece alone is computed by one thread, too.
+        at_once: Pieces at once on the CPU, if not one a thread.
     """
     items = list(items)
     if device.type != "cpu" or (len(items) < 2 and not one_thread_each):
         return [function(item) for item in items]
     executor = ThreadPoolExecutor(
-        torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+        at_once or torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
         futures = [executor.submit(function, item) for item in items]
