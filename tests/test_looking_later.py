@@ -93,3 +93,20 @@ def test_copies_are_of_their_time() -> None:
     values.data.zero_()
     found, above = copies.wait()
     assert found.tolist() == [1, 1] and above.all() and not found.requires_grad
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("order", [1, 2])
+def test_on_cuda_the_same_seed_gives_the_same_bytes(
+    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With graphs of image steps and of training, blocks' kernels, and copies on their way."""
+    changes = {"device": "cuda", "compile": "on", "network": "convnet", "order": order, "sets": 2}
+    folder = make_workspace(tmp_path, **changes, **FEW_KEPT)
+    run_here(folder, "initialize", monkeypatch)
+    found = []
+    for _ in range(2):
+        torch.compiler.reset()
+        run_here(folder, "condense", monkeypatch)
+        found.append(outputs(folder))
+    assert found[0] == found[1]

@@ -1,18 +1,22 @@
 """Out of memory: smaller blocks, the same result, one line."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 
-from condensation import derivatives, memory, stacked_classes
+from condensation import derivatives, matching, memory, stacked_classes
 from condensation.compiled_gradients import SumGradient, sum_gradient
 from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.distances import DISTANCES, Distance
-from condensation.matching import Engine, Matched, match_classes
+from condensation.matching import Engine, Matched, make_matching_step, match_classes
 from condensation.networks import NetworkFunction, Theta
 from condensation.recording import settled
 from condensation.stacked_classes import ClassInputs, ClassSlopes, Transform
+from condensation.workers import parallel_map
 from conftest import NUM_CLASSES, random_images, tiny_network
 
 
@@ -108,6 +112,105 @@ def test_classes_that_do_not_fit_together_are_matched_in_parts(
     assert len(sizes) == NUM_CLASSES
     said = capsys.readouterr().err.splitlines()
     assert said == ["out of memory: from now on 1 classes of synthetic images at a time"]
+
+
+def test_fewer_classes_are_matched_side_by_side_where_they_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, theta = tiny_network("mlp")
+    synthetic = random_images(1, NUM_CLASSES * 2, stream="synthetic")
+    real = [[*random_images(NUM_CLASSES, 5, stream="real")]]
+    counts = (2,) * NUM_CLASSES
+    step = make_matching_step([network], DISTANCES["squared_euclidean"], None, counts)
+    expected = step(synthetic, real, [theta], [[]], [[None] * NUM_CLASSES])
+    sizes = []
+
+    def full(
+        one: Callable[[tuple[int, int]], Matched],
+        indices: list[tuple[int, int]],
+        device: torch.device,
+        one_thread_each: bool,
+        at_once: int,
+    ) -> list[Matched]:
+        sizes.append(at_once)
+        if at_once > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return parallel_map(one, indices, device, one_thread_each, at_once)
+
+    monkeypatch.setattr(matching, "parallel_map", full)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for _ in range(2):
+        again = step(synthetic, real, [theta], [[]], [[None] * NUM_CLASSES])
+        for found, wanted in zip(again, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert sizes == [4, 2, 1, 1]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"out of memory: from now on {n} classes at a time" for n in (2, 1)]
+
+
+def test_what_runs_out_in_several_threads_is_said_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And one that fails later does not undo what the others have found."""
+    at_work, found = threading.Barrier(3), threading.Event()
+
+    def full(late: bool, size: int) -> int:
+        if size == 8:
+            at_work.wait(10)
+            if late:
+                assert found.wait(10)
+        if size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found.set()
+        return size
+
+    with ThreadPoolExecutor(3) as executor:
+        works = [partial(full, late) for late in (False, False, True)]
+        sizes = [executor.submit(memory.with_less_memory, work, 8, "cpu") for work in works]
+        assert [size.result() for size in sizes] == [2, 2, 2]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"out of memory: from now on {n} images at a time" for n in (4, 2)]
+
+
+def test_no_more_shapes_are_compiled_for_than_pytorch_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process has blocks of different numbers of classes; the first of them are compiled for."""
+    network, theta = tiny_network("mlp")
+    plain, graphs = stacked_classes.stacked_transform, []
+
+    def compiled(
+        module: torch.nn.Module, distance: Distance, form: None, names: tuple[str, ...]
+    ) -> Transform:
+        def transform(theta: Theta, statistics: Theta, inputs: ClassInputs) -> ClassSlopes:
+            graphs.append(tuple(inputs.images.shape[:2]))
+            return plain(module, distance, form, names)(theta, statistics, inputs)
+
+        return transform
+
+    def eager(module: torch.nn.Module, autocast: None) -> SumGradient:
+        return sum_gradient(module, autocast)
+
+    monkeypatch.setattr(stacked_classes, "compiled_transform", compiled)
+    monkeypatch.setattr(derivatives, "compiled_gradient", eager)
+    monkeypatch.setattr(stacked_classes, "_shapes", {})
+    blocks = [(1,), (2, 2), (1, 1), (2,), (1, 1, 2), (3, 3, 3)]
+    for _ in range(2):
+        for counts in blocks:
+            match_classes(
+                theta,
+                network,
+                [random_images(count, stream="synthetic") for count in counts],
+                [*random_images(len(counts), 5, stream="real")],
+                0,
+                DISTANCES["squared_euclidean"],
+                None,
+                [],
+                [None] * len(counts),
+                Engine(compiled=True),
+            )
+    one_time = [(1, 1), (2, 2), (2, 1), (1, 2), (2, 1), (1, 2)]  # of classes and of images
+    assert graphs == one_time * 2
 
 
 @pytest.mark.parametrize("library", ["CUBLAS", "CUDNN"])

@@ -9,7 +9,7 @@ Shapes: C = classes, S = synthetic images of each, the same number; image = (ch,
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ from condensation.graphs import one_graph
 from condensation.memory import with_less_memory
 from condensation.networks import Network, Theta, part_of
 
-MOST_GROUPS = 4
-"""Numbers of images a class that are compiled for, each by itself, and with order 2 twice: PyTorch
-keeps no more than eight graphs of one function."""
+MOST_SHAPES = 4
+"""Numbers of classes and of images of each that are compiled for, each by itself, and with order 2
+twice: PyTorch keeps no more than eight graphs of one function."""
+_shapes: dict[tuple[Any, ...], set[tuple[int, int]]] = {}  # what is compiled: for which of these
 
 
 class ClassInputs(NamedTuple):
@@ -161,17 +162,26 @@ def stacked_slopes(
         form: Q; None is order 1.
         names: Of the parameters that Q is about.
         compiled: Whether by `torch.compile`. With frozen statistics the network is another one at
-            each step, and would be compiled each time: it is not. Nor are more than `MOST_GROUPS`.
+            each step, and would be compiled each time: it is not. Nor are more than `MOST_SHAPES`,
+            of all calls.
     """
     slopes: dict[int, ClassSlopes] = {}
     groups: dict[int, list[int]] = {}
     for place, each in enumerate(inputs):
         groups.setdefault(len(each.images), []).append(place)
-    once = compiled and not network.statistics and len(groups) <= MOST_GROUPS
+    transformed = network.module, distance, form, tuple(names)
+
+    def has_graph(num_classes: int, num_images: int) -> bool:
+        if not compiled or network.statistics:
+            return False
+        known = _shapes.setdefault(transformed, set())
+        if len(known) < MOST_SHAPES:
+            known.add((num_classes, num_images))
+        return (num_classes, num_images) in known
 
     def in_parts(places: Sequence[int], size: int) -> dict[int, ClassSlopes]:
-        make = compiled_transform if once and size >= len(places) else stacked_transform
-        transform = make(network.module, distance, form, tuple(names))
+        whole = size >= len(places) and has_graph(len(places), len(inputs[places[0]].images))
+        transform = (compiled_transform if whole else stacked_transform)(*transformed)
         found: dict[int, ClassSlopes] = {}
         for part in (places[begin : begin + size] for begin in range(0, len(places), size)):
             of_part = transform(theta, network.statistics, stack([inputs[i] for i in part]))
