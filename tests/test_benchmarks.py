@@ -24,6 +24,7 @@ from benchmarks.measure import Effort, Peak, Record, interleave, not_recorded, r
 from benchmarks.tables import show
 from benchmarks.worker import Died, TooLong, Worker, serve
 from condensation import derivatives, fused, matching, recording, stacked_classes
+from condensation.curvature import CURVATURE_FORMS
 
 CPU = torch.device("cpu")
 TINY = Case(classes=2, real=3, size=16, network="convnet-4-2")
@@ -61,7 +62,8 @@ def test_a_step_is_timed_and_its_work_counted(side: str, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["step in bfloat16", "iteration", "evaluation", "ladder", "determinism"]
+    "kind",
+    ["step in bfloat16", "step by itself", "iteration", "evaluation", "ladder", "determinism"],
 )
 def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "published_loops", lambda ipc: (2, 1))
@@ -76,6 +78,14 @@ def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatc
         (seconds,) = ask(case, side, "run")
         assert isinstance(seconds, float) and seconds > 0
     assert KINDS["processes"].sides(CPU)[0] == "1 process"
+
+
+@pytest.mark.parametrize("form", cases.ALONE)
+def test_a_form_whose_reference_is_not_timed_is_measured_by_itself(form: str) -> None:
+    case = Case(**{**asdict(TINY), "kind": "step by itself", "form": form})
+    assert KINDS[case.kind].sides(CPU) == ("engine",)
+    (seconds,) = ask(case, "engine", "run")
+    assert isinstance(seconds, float) and seconds > 0
 
 
 @pytest.mark.parametrize("side", CUDA_LADDER[1:])
@@ -164,6 +174,7 @@ def test_every_case_has_a_name_of_its_own_and_what_is_to_be_shown_is_there() -> 
     for form in cases.FORMS:
         for ipc, classes, real in ((1, 10, 64), (10, 100, 64), (50, 100, 256)):
             assert Case(form=form, ipc=ipc, classes=classes, real=real) in ALL
+    assert {form for each in ALL if (form := each.form) != cases.ORDER_1} == {*CURVATURE_FORMS}
     assert {case for key in GROWTH for case in grown(key)} <= {*ALL}
     assert {case.kind for case in ALL} == {*KINDS}
 

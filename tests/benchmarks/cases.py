@@ -44,7 +44,11 @@ PUBLISHED_SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0005}
 
 ORDER_1 = "order 1"
 FORMS = (ORDER_1, "hvp", "lookahead", "quadratic", "ggn")
-"""Of the other forms the reference computes the matrix itself, which nobody would do in earnest."""
+PROBED = ("hvp", "ggn_diagonal")
+"""Those that take random vectors."""
+ALONE = ("ggn_diagonal", "ggn_inverse")
+"""Forms whose reference computes the matrix itself, which nobody would do in earnest: the engine is
+measured by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ class Inputs:
         ]
         self.form = None if case.form == ORDER_1 else case.form
         self.probes: list[list[Theta]] = [
-            draw_probes(theta, 1, generator(0, "probes")) if self.form == "hvp" else []
+            draw_probes(theta, 1, generator(0, "probes")) if self.form in PROBED else []
             for theta in self.thetas
         ]
         siamese = [[None] * case.classes for _ in range(case.sets)]
@@ -380,6 +384,7 @@ def _ladder(device: torch.device) -> tuple[str, ...]:
 KINDS: dict[str, Kind] = {
     "step": Kind(_two, step),
     "step in bfloat16": Kind(_two_if_lowered, lowered_step),
+    "step by itself": Kind(lambda device: ("engine",), step),
     "iteration": Kind(_two, iteration),
     "evaluation": Kind(_two, evaluation),
     "ladder": Kind(_ladder, ladder),
@@ -412,6 +417,10 @@ def _in_order() -> Iterator[Case]:
     yield Case(ipc=10, real=256)
     for real, ipc in product((64, 256), (1, 10, 50)):
         yield Case(kind="step in bfloat16", ipc=ipc, real=real)
+    for form in FORMS[1:]:
+        yield Case(kind="step in bfloat16", form=form)
+    for form in ALONE:
+        yield Case(kind="step by itself", form=form)
     yield Case(kind="ladder")
     yield Case(kind="ladder", real=256)
     yield Case(kind="ladder on CUDA", real=256)
