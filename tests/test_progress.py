@@ -1,10 +1,12 @@
 """What a stage says: one line, with a duration from the first steps; a bar only on a terminal."""
 
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from condensation import progress
 from condensation.progress import Progress, duration
 
 
@@ -56,6 +58,21 @@ def test_a_terminal_gets_a_bar(
     captured = capsys.readouterr()
     assert captured.out == "condense; CPU; about 20 s\n"
     assert "20/20" in captured.err and "100%" in captured.err
+
+
+def test_a_bar_costs_next_to_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an iteration, which takes milliseconds at least."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "MEASURED_SECONDS", 0.0)
+    bar = Progress("condense", 20_000, "step", "CPU")
+    start = time.perf_counter()
+    for _ in bar.over(range(20_000)):
+        bar.show(loss="1.0")
+    seconds = time.perf_counter() - start
+    assert "20000/20000" in capsys.readouterr().err
+    assert seconds < 2  # 100 microseconds each; measured: 3
 
 
 @pytest.mark.parametrize(
