@@ -36,7 +36,8 @@ FEWEST_STEPS = 500
 """Image steps from which `auto` compiles on CUDA: a round number among those from which it pays. On
 an H100 (`results/benchmarks`; ConvNet, order 1, ten classes of one image and 256 real ones) a step
 in TF32 takes 7.3 ms, where one transform of all classes that is not compiled takes 45; the first
-takes 10 to 32 s, there 7: it pays from 80 to 660 steps on. No row tells it of another network or of
+takes 10 to 32 s, there 7: it pays from 80 to 660 steps on. In bfloat16 the first step took 52 s
+with ten images a class, by which it pays from 1100 on. No row tells it of another network or of
 order 2, whose first step takes 39 s (`lookahead`) and 77 s (`hvp`)."""
 
 TOLERANCE = 1e-4

@@ -3,7 +3,8 @@
 The pairs (set, class) are dealt out in order, a run of consecutive ones to each process, which
 matches them and updates their images. Random numbers are drawn by name, so every process draws
 what it needs without asking; only images travel, when a network is trained on those of a whole set
-and at the end of an iteration, with a few numbers of each class. The processes are started and
+and at the end of an iteration, with a few numbers of each class, and what a checkpoint holds. At
+each step they agree on whether to write one. The processes are started and
 watched by torchrun (`torch.distributed.run`): `launch` starts it on this machine, and by hand it
 starts them on several.
 
