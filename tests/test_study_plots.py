@@ -1,5 +1,8 @@
 """Figures of studies with more arms than those of the repository."""
 
+from itertools import pairwise
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -42,6 +45,26 @@ def test_accuracies_are_drawn_by_their_errors(
     (legend,) = figure.legends
     assert ("published" in legend.get_title().get_text()) == published
     assert len(axes.lines) == 1 + published
+
+
+@pytest.mark.parametrize(
+    "iterations", [(0, 10, 30, 100, 150), (0, 10, 50, 200), (0, 1, 2, 3, 4), (0, 5, 1000, 1300)]
+)
+def test_iterations_and_titles_do_not_touch(iterations: tuple[int, ...]) -> None:
+    """Three panels abreast, where there is least room."""
+    table = pd.DataFrame(
+        {"iteration": iterations, "accuracy": np.linspace(74, 84, len(iterations))}
+    ).assign(half_width=1.0)
+    titles = ("Fashion-MNIST, 1 image a class", "MNIST, 10 images a class", "Fashion-MNIST, 10")
+    arm = "Fashion-MNIST, 10 images, augmented"  # the legend leaves the less room for it
+    figure = accuracy_curves({title: {arm: table} for title in titles}, "iteration")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        numbers = [tick.get_window_extent() for tick in axes.get_xticklabels()]
+        assert axes.get_xticks()[-1] == iterations[-1]
+        assert all(a.x1 + 3 < b.x0 for a, b in pairwise(numbers))
+    headings = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(a.x1 + 5 < b.x0 for a, b in pairwise(headings))
 
 
 @pytest.mark.parametrize("letters", [8, 22, 40])

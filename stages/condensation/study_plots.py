@@ -296,7 +296,9 @@ def _apart(iterations: Sequence[int]) -> list[int]:
     # Those of the iterations whose numbers do not run into one another.
     kept = [iterations[-1]]
     for iteration in reversed(iterations[:-1]):
-        if math.sqrt(kept[-1]) - math.sqrt(iteration) > 0.14 * math.sqrt(iterations[-1]):
+        digits = (len(str(iteration)) + len(str(kept[-1]))) / 2
+        room = 0.05 * digits + 0.04  # of the axis, three panels abreast
+        if math.sqrt(kept[-1]) - math.sqrt(iteration) > room * math.sqrt(iterations[-1]):
             kept.append(iteration)
     return kept[::-1]
 
@@ -305,7 +307,7 @@ def _facets(
     facets: Facets,
     height: float,
     sharey: bool = False,
-    letters: int = 22,
+    letters: int = 20,
     most: int = MAX_ABREAST,
 ) -> tuple[Figure, list[Axes]]:
     # Three abreast, a title has room for so many letters in a line.
