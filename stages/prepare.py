@@ -67,11 +67,12 @@ def main() -> None:
         raw.train_labels, settings.validation_per_class, len(raw.class_names), settings.seed
     )
     mean, std = pixel_statistics(raw.train_images)
-    alike = [f"{channel} ({mean[channel]:.3g})" for channel in (std <= 0).nonzero().flatten()]
-    if alike:
+    constant = [f"{channel}: {mean[channel]:.3g}" for channel in (std <= 0).nonzero().flatten()]
+    if constant:
         raise ValueError(
-            f"dataset: got {params.dataset}, in which all pixels of a channel have one value, from "
-            f"0 to 1: {', '.join(alike)}; takes images whose channels are not constant"
+            f"dataset: got {params.dataset}, all pixels of which have one value, from 0 to 1, in "
+            f"channel {', '.join(constant)}; takes images whose channels, counted from 0, are not "
+            "constant"
         )
     train = Dataset(raw.train_images, raw.train_labels, mean, std, raw.class_names)
     test = Dataset(raw.test_images, raw.test_labels, mean, std, raw.class_names)

@@ -323,12 +323,24 @@ def test_classes_with_too_few_images(
         (
             {"labels": np.array([0, 1, -1, 500, *range(6)])},
             r"labels: that of image 2 is -1, takes .*\n"
-            r"  labels: that of image 3 is 500, takes whole numbers from 0, no more than there are "
-            r"images \(10\)$",
+            r"  labels: that of image 3 is 500, takes whole numbers from 0 to 9: no more classes "
+            r"than there are images$",
         ),
         (
             {"test_images": picture("t", 2, 8, 8), "test_labels": np.arange(2)},
             r"test_images: have channels: 1, images: 3$",
+        ),
+        (
+            {"labels": np.array([10, *range(9)])},
+            r"labels: that of image 0 is 10, takes whole numbers from 0 to 9: no more classes",
+        ),
+        (
+            {
+                "labels": np.arange(10) % 2 + 1,
+                "test_images": picture("t", 3, 8, 8, 3),
+                "test_labels": np.arange(3),
+            },
+            r"class '0' has 0 training images, takes at least 1$",
         ),
         (
             {"labels": np.full(10, 1), "class_names": np.array(["a", "b", "c"])},
@@ -453,9 +465,7 @@ def test_a_channel_of_one_value_is_refused(tmp_path: Path, monkeypatch: pytest.M
     images = picture("images", 10, 8, 8, 3)
     images[..., 1] = 7
     make_arrays(tmp_path / "data/own.npz", images=images)
-    message = (
-        r"^dataset: got \./own\.npz, in which .* have one value, from 0 to 1: 1 \(0\.0275\); ta"
-    )
+    message = r"^dataset: got \./own\.npz, all pixels .* one value, .* in channel 1: 0\.0275; takes"
     with pytest.raises(ValueError, match=message):
         run_here(tmp_path, "prepare", monkeypatch)
     assert not (tmp_path / "data/prepared").exists()

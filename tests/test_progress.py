@@ -67,10 +67,10 @@ def test_a_bar_costs_next_to_nothing(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress, "MEASURED_SECONDS", 0.0)
     bar = Progress("condense", 20_000, "step", "CPU")
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in bar.over(range(20_000)):
         bar.show(loss="1.0")
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert "20000/20000" in capsys.readouterr().err
     assert seconds < 2  # 100 microseconds each; measured: 3
 

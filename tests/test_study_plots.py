@@ -48,9 +48,15 @@ def test_accuracies_are_drawn_by_their_errors(
 
 
 @pytest.mark.parametrize(
-    "iterations", [(0, 10, 30, 100, 150), (0, 10, 50, 200), (0, 1, 2, 3, 4), (0, 5, 1000, 1300)]
+    ("iterations", "shown"),
+    [
+        ((0, 10, 30, 100, 150), [0, 10, 30, 150]),
+        ((0, 10, 50, 200), [0, 10, 50, 200]),
+        ((0, 1, 2, 3, 4), [0, 1, 2, 3, 4]),
+        ((0, 5, 1000, 1300), [5, 1300]),
+    ],
 )
-def test_iterations_and_titles_do_not_touch(iterations: tuple[int, ...]) -> None:
+def test_iterations_and_titles_do_not_touch(iterations: tuple[int, ...], shown: list[int]) -> None:
     """Three panels abreast, where there is least room."""
     table = pd.DataFrame(
         {"iteration": iterations, "accuracy": np.linspace(74, 84, len(iterations))}
@@ -61,7 +67,7 @@ def test_iterations_and_titles_do_not_touch(iterations: tuple[int, ...]) -> None
     figure.draw_without_rendering()
     for axes in figure.axes:
         numbers = [tick.get_window_extent() for tick in axes.get_xticklabels()]
-        assert axes.get_xticks()[-1] == iterations[-1]
+        assert axes.get_xticks().tolist() == shown
         assert all(a.x1 + 3 < b.x0 for a, b in pairwise(numbers))
     headings = [axes.title.get_window_extent() for axes in figure.axes]
     assert all(a.x1 + 5 < b.x0 for a, b in pairwise(headings))

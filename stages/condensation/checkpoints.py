@@ -70,7 +70,7 @@ class Checkpoint:
         """Write the state if it is time, or if the stage was asked to stop; otherwise do nothing.
 
         To be called after each step: it costs less than a microsecond where nothing is written and
-        one process works; several agree on it, by a message in the host's memory.
+        one process works; several agree on it, by a message that waits for no device.
 
         Raises:
             Interrupted: The stage was asked to stop.

@@ -43,10 +43,7 @@ def _read(dataset: type[CIFAR10], archive: RemoteFile, folder: Path) -> RawDatas
             return _read_files(dataset, folder)
         except ValueError as error:
             if not path.is_file():
-                raise ValueError(
-                    f"{error}; without that folder, {archive.name} is taken, and downloaded where "
-                    "prepare.raw is auto"
-                ) from None
+                raise ValueError(f"{error}; without that folder, {archive.name} is taken") from None
     if not path.is_file():
         raise ValueError(f"{path}: is missing, and so is the folder {dataset.base_folder}")
     check_published(path, archive)

@@ -52,7 +52,7 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     try:
         yield temporary
         with _naming(path), temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk before it takes its place
         _place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -410,8 +410,8 @@ def make_matching_step(
 ) -> MatchingStep:
     """Return the function that matches all classes of all sets.
 
-    On the CPU side by side, one class a thread, or fewer at once where memory runs out; elsewhere
-    set after set, the synthetic side of all classes together.
+    On the CPU side by side, one class a thread, or fewer at once where memory runs out even with
+    one real image at a time; elsewhere set after set, the synthetic side of all classes together.
 
     Args:
         networks: That of each set: one and the same but for frozen statistics.
@@ -465,10 +465,12 @@ def make_matching_step(
             indices = [(k, c) for k in sets for c in classes]
 
             def side_by_side(at_once: int) -> list[Matched]:
-                return parallel_map(one, indices, synthetic.device, True, at_once)
+                return parallel_map(
+                    one, indices, synthetic.device, one_thread_each=True, at_once=at_once
+                )
 
-            # Where smaller blocks of a class's real images are not enough, fewer classes at once.
-            matched = with_less_memory(side_by_side, torch.get_num_threads(), "cpu", "classes")
+            most = min(torch.get_num_threads(), len(indices))
+            matched = with_less_memory(side_by_side, most, "cpu", "classes")
         else:
             matched = [each for k in sets for each in together(k)]
         gradients, *values = zip(*matched, strict=True)

@@ -83,12 +83,17 @@ def _class_names(arrays: Arrays) -> tuple[tuple[str, ...] | None, list[str]]:
     if labels is None or labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
         return names, problems  # wrong labels are told elsewhere
     last = int(labels.max())
-    if labels.min() == 1 and (given is None or (names is not None and last == len(names))):
+    from_one = given is None or (names is not None and last == len(names))
+    if labels.min() == 1 and from_one and not _has_zero(arrays.get("test_labels")):
         # Other tools count from 1. Said once, in place of a line for each image of the last class.
         too = ", from test_labels too" if "test_labels" in arrays else ""
         text = f"labels: are from 1 to {last}, take whole numbers from 0: subtract 1{too}"
         return None, [*problems, text]
     return _numbers(labels) if given is None else (names, problems)
+
+
+def _has_zero(labels: np.ndarray | None) -> bool:
+    return labels is not None and labels.dtype.kind in "iu" and 0 in labels
 
 
 def _given_names(given: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
@@ -114,8 +119,8 @@ def _numbers(labels: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
         return tuple(map(str, range(max(last, 0) + 1))), []
     wrong = ((labels < 0) | (labels >= count)).nonzero()[0].tolist()
     return None, [
-        f"labels: that of image {index} is {labels[index]}, takes whole numbers from 0, no more "
-        f"than there are images ({count})"
+        f"labels: that of image {index} is {labels[index]}, takes whole numbers from 0 to "
+        f"{count - 1}: no more classes than there are images"
         for index in wrong
     ]
 

@@ -54,7 +54,7 @@ def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: in
     except ValueError as error:
         sources = ", ".join(file.address for file in downloads)
         if given is None and downloads:
-            advice = f"; remove it, and it is downloaded again from {sources}"
+            advice = f"; remove what is damaged, and prepare downloads it again, from {sources}"
         else:
             origin = f"at {sources}" if sources else f"in Git: git checkout data/{dataset}"
             advice = (

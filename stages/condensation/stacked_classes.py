@@ -25,7 +25,7 @@ from condensation.networks import Network, Theta, part_of
 MOST_SHAPES = 4
 """Numbers of classes and of images of each that are compiled for, each by itself, and with order 2
 twice: PyTorch keeps no more than eight graphs of one function."""
-_shapes: dict[tuple[Any, ...], set[tuple[int, int]]] = {}  # what is compiled: for which of these
+_shapes: dict[tuple[Any, ...], set[tuple[int, int]]] = {}  # what is compiled: for which
 
 
 class ClassInputs(NamedTuple):
@@ -171,7 +171,7 @@ def stacked_slopes(
         groups.setdefault(len(each.images), []).append(place)
     transformed = network.module, distance, form, tuple(names)
 
-    def has_graph(num_classes: int, num_images: int) -> bool:
+    def take_graph(num_classes: int, num_images: int) -> bool:
         if not compiled or network.statistics:
             return False
         known = _shapes.setdefault(transformed, set())
@@ -180,7 +180,7 @@ def stacked_slopes(
         return (num_classes, num_images) in known
 
     def in_parts(places: Sequence[int], size: int) -> dict[int, ClassSlopes]:
-        whole = size >= len(places) and has_graph(len(places), len(inputs[places[0]].images))
+        whole = size >= len(places) and take_graph(len(places), len(inputs[places[0]].images))
         transform = (compiled_transform if whole else stacked_transform)(*transformed)
         found: dict[int, ClassSlopes] = {}
         for part in (places[begin : begin + size] for begin in range(0, len(places), size)):

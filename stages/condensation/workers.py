@@ -1,7 +1,7 @@
 """Independent pieces of work side by side: on the CPU one thread each, elsewhere in turn."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -42,13 +42,23 @@ def parallel_map(
     executor = ThreadPoolExecutor(
         at_once or torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
     )
+    futures: list[Future[Result]] = []
     try:
-        futures = [executor.submit(function, item) for item in items]
-        results = []
-        for future in futures:
-            while wait([future], WAKE_SECONDS).not_done:
-                pass
-            results.append(future.result())
-        return results
+        futures += [executor.submit(function, item) for item in items]
+        return [_first_result(futures) for _ in items]
     finally:
         executor.shutdown(cancel_futures=True)
+        # A future holds its error, whose traceback holds what the functions hold. If these held
+        # the future, it would be a circle, and what failed would keep its memory.
+        futures.clear()
+
+
+def _first_result(futures: list[Future[Result]]) -> Result:
+    # Take the first future out of the list, and return its result when it is there.
+    future = futures.pop(0)
+    try:
+        while wait([future], WAKE_SECONDS).not_done:
+            pass
+        return future.result()
+    finally:
+        del future
