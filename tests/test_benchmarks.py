@@ -80,6 +80,16 @@ def test_every_side_of_every_kind_runs(kind: str, monkeypatch: pytest.MonkeyPatc
     assert KINDS["processes"].sides(CPU)[0] == "1 process"
 
 
+@pytest.mark.parametrize("form", cases.FORMS[1:])
+def test_a_step_of_order_2_with_real_gradients_in_bfloat16_is_timed(form: str) -> None:
+    if not KINDS["step in bfloat16"].sides(CPU):
+        pytest.skip("the device has no bfloat16")
+    (seconds,) = ask(
+        Case(**{**asdict(TINY), "kind": "step in bfloat16", "form": form}), "engine", "run"
+    )
+    assert isinstance(seconds, float) and seconds > 0
+
+
 @pytest.mark.parametrize("form", cases.ALONE)
 def test_a_form_whose_reference_is_not_timed_is_measured_by_itself(form: str) -> None:
     case = Case(**{**asdict(TINY), "kind": "step by itself", "form": form})

@@ -162,7 +162,10 @@ def step(case: Case, device: torch.device, side: str) -> Run:
 
 
 def lowered_step(case: Case, device: torch.device, side: str) -> Run:
-    """The same with real gradients in bfloat16, as it is by default where the device has that."""
+    """The same with real gradients in bfloat16.
+
+    It is the default where the device has that, but on the CPU not for `hvp`.
+    """
     lowered = Engine(compiled=device.type == "cuda", autocast=PRECISIONS["bfloat16"])
     return _step(Inputs(case, device, lowered), device, side)
 
