@@ -91,11 +91,21 @@ def test_a_step_of_order_2_with_real_gradients_in_bfloat16_is_timed(form: str) -
 
 
 @pytest.mark.parametrize("form", cases.ALONE)
-def test_a_form_whose_reference_is_not_timed_is_measured_by_itself(form: str) -> None:
+def test_a_form_whose_reference_is_not_timed_is_measured_by_itself(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case(**{**asdict(TINY), "kind": "step by itself", "form": form})
     assert KINDS[case.kind].sides(CPU) == ("engine",)
     (seconds,) = ask(case, "engine", "run")
     assert isinstance(seconds, float) and seconds > 0
+    worker = MagicMock()
+    answers = {"run": 0.5, "peak": 7, "reserved": None}
+    worker.ask.side_effect = lambda what, _: answers[what]
+    monkeypatch.setattr(benchmark, "EFFORT", {"cpu": Effort(0, 1, 1)})
+    found = benchmark.measure(case, {"engine": worker}, CPU, np.inf, False)
+    # No operations a second: they are counted where the reference calculates.
+    expected = {"first_call": 0.5, "seconds": spread([0.5]), "peak_bytes": 7}
+    assert found == {"sides": {"engine": expected}, "times_as_fast": 1}
 
 
 @pytest.mark.parametrize("side", CUDA_LADDER[1:])

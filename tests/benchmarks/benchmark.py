@@ -137,7 +137,7 @@ def measure(case: Case, workers: Workers, device: torch.device, end: float, call
                 found[side]["reserved_bytes"] = reserved
         if case.kind == "evaluation":
             found[side]["networks_per_second"] = rates(NETWORKS, spent)
-        if case.kind.startswith("step"):
+        if case.kind.startswith("step") and "reference" in workers:
             # The same operations for both: what the reference calculates.
             amount = ask(worker, "work")
             flop = amount["flop"] if side == "reference" else found["reference"]["flop"]
