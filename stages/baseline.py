@@ -22,6 +22,7 @@ from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
+from condensation.sgd import pays_to_record
 from condensation.spread import standard_deviation
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
@@ -105,6 +106,7 @@ def baseline(
             augmentation=AUGMENTATIONS[own.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
+            recorded=pays_to_record(params.compile, device, epochs * steps_of_epoch),
         )
         if not all_finite(theta):
             raise ValueError(

@@ -46,6 +46,7 @@ from condensation.progress import Progress
 from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
 from condensation.ranks import Ranks, joined, launch, started_by_torchrun
+from condensation.sgd import pays_to_record
 from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
@@ -218,6 +219,9 @@ class Run:
         )
         put_momentum(done.momentum, self._optimiser, {"images": self._images})
         self._watch = Watch(class_names, steps.counts, has_norm(steps.network.module))
+        batches = -(-len(labels) // settings.network_batch_size)
+        trained = settings.iterations * (steps.outer - 1) * params.loops[1] * batches
+        self._recorded = pays_to_record(params.compile, labels.device, trained)
 
     def iterate(self) -> None:
         """Finish the iteration that it is at: image steps, with training of the networks between.
@@ -269,6 +273,7 @@ class Run:
             weight_decay=0.0,
             generator=generator(steps.draws.seeds[k], "inner", self._done.iteration, image_step),
             compiled=steps.engine.compiled,
+            recorded=self._recorded,
             augmentation=AUGMENTATIONS[augmentation_name(self._params)],
         )
 

@@ -35,6 +35,7 @@ from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
+from condensation.sgd import pays_to_record
 from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
 from condensation.stacked import arrange
@@ -210,6 +211,7 @@ def score(
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
     )
+    recorded = pays_to_record(params.compile, device, steps // len(tasks))
     left = iter(tasks)
     groups = [list(itertools.islice(left, size)) for size in sizes]
 
@@ -238,6 +240,7 @@ def score(
             augmentation=AUGMENTATIONS[protocol.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
+            recorded=recorded,
         )
         return [score_one(*one) for one in zip(group, thetas, images, strict=True)]
 

@@ -1,23 +1,23 @@
 """Networks side by side against each by itself, and the choice of how many."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from condensation import batches, stacked
+from condensation import batches
 from condensation.augmentation import AUGMENTATIONS
 from condensation.checkpoints import Checkpoint
-from condensation.derivatives import constant_loss_gradient
-from condensation.networks import NETWORKS, Network, Theta, build_network, init_theta
+from condensation.networks import NETWORKS, Theta, build_network, init_theta
 from condensation.randomness import generator
-from condensation.stacked import StackedGradient, group_sizes, multiply_adds, recorded_steps
+from condensation.sgd import SomeAtOnce
+from condensation.stacked import StackedGradient, group_sizes, multiply_adds
 from condensation.states import State
 from condensation.training import tenth_after_half, train, train_together
-from conftest import random_images, tiny_network
+from conftest import IMAGE_SHAPE, random_images, tiny_network
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 2])
 SETTINGS: dict[str, Any] = {
@@ -118,11 +118,13 @@ class Memory(Checkpoint):
 
 @pytest.mark.parametrize("size, epochs", [(3, 3), (7, 5)])
 @pytest.mark.parametrize("ahead", [1, 20])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_from_every_step_it_goes_on_to_the_same_bits(
-    size: int, epochs: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+    size: int, epochs: int, ahead: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever a step is among those that were made together."""
-    monkeypatch.setattr(batches, "AHEAD", ahead)
+    """Wherever a step is among those that were made, or are taken, together."""
+    monkeypatch.setattr(batches, "AHEAD", {"cpu": ahead * math.prod(IMAGE_SHAPE)})
+    monkeypatch.setattr(SomeAtOnce, "at_once", at_once)
     gradient, thetas, _ = start("mlp", {})
     memory, steps = Memory(), []
     settings: dict[str, Any] = {
@@ -130,14 +132,17 @@ def test_from_every_step_it_goes_on_to_the_same_bits(
         "epochs": epochs,
         "augmentation": AUGMENTATIONS["crop_scale_rotate"],
     }
+    settings["recorded"] = at_once > 1
     whole = together(
         gradient, thetas, checkpoint=memory, on_step=lambda: steps.append(1), **settings
     )
-    assert len(steps) == 3 * len(memory.states) == 3 * epochs * -(-7 // size)
-    for state in memory.states:
+    counts = [state.record["steps"] for state in memory.states]
+    assert len(steps) == 3 * counts[-1] == 3 * epochs * -(-7 // size)
+    assert (len(counts) < counts[-1]) == (at_once > 1)
+    for number, state in enumerate(memory.states, 1):
         again = Memory(state)
         resumed = together(gradient, thetas, checkpoint=again, **settings)
-        assert len(again.states) == len(memory.states) - state.record["steps"]
+        assert [state.record["steps"] for state in again.states] == counts[number:]
         for expected, theta in zip(whole, resumed, strict=True):
             assert all(torch.equal(theta[key], value) for key, value in expected.items())
 
@@ -151,7 +156,7 @@ def test_what_is_made_ahead_changes_no_draw(monkeypatch: pytest.MonkeyPatch) -> 
         return [tensor for step in made.steps() for tensor in step]
 
     expected = seen()
-    monkeypatch.setattr(batches, "AHEAD", 1)
+    monkeypatch.setattr(batches, "AHEAD", {"cpu": 1})
     for one, other in zip(seen(), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -170,8 +175,9 @@ def test_multiply_adds_are_those_of_convolutions_and_products() -> None:
         ("lenet", 10, "cpu", [6, 6]),
         ("lenet", 100, "cpu", [1] * 12),
         ("convnet", 10, "cpu", [1] * 12),
-        ("convnet", 10, "cuda", [12]),
-        ("convnet", 256, "cuda", [6, 6]),
+        ("mlp", 100, "cuda", [12]),
+        ("mlp", 256, "cuda", [1] * 12),
+        ("convnet", 10, "cuda", [1] * 12),
         ("mlp", 9999, "cuda", [1] * 12),
     ],
 )
@@ -201,41 +207,3 @@ def test_on_cuda_side_by_side_equals_each_by_itself(
         alone = train(theta, network, images[k], labels[k], generator=generator(0, k), **settings)
         for key, value in alone.items():
             torch.testing.assert_close(trained[k][key], value, rtol=1e-3, atol=1e-4)
-
-
-class Counted(TorchDispatchMode):
-    """Notes the operators."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator."""
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_recorded_step_moves_all_parameters_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the same bits as each by itself, and the parameters that it is given stay as they are."""
-    network, theta = tiny_network("convnet")
-    theta = {name: value.float() for name, value in theta.items()}
-    images, labels = torch.stack(SETS).float(), LABELS.expand(3, -1)
-
-    def eager(at: Theta, network: Network, *batch: Any, compiled: bool) -> Theta:
-        with torch.utils._python_dispatch._disable_current_modes():
-            return constant_loss_gradient(at, network, *batch)
-
-    expected = theta
-    for seen, answers in zip(images, labels, strict=True):
-        slopes = constant_loss_gradient(expected, network, seen, answers, 7)
-        expected = {name: value - 0.3 * slopes[name] for name, value in expected.items()}
-    before = {name: value.clone() for name, value in theta.items()}
-    monkeypatch.setattr(stacked, "constant_loss_gradient", eager)
-    with Counted() as counted:
-        found = recorded_steps(network, 0.3, 7)(theta, images, labels)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert all(torch.equal(theta[name], value) for name, value in before.items())
-    moving = [name for name in counted.names if "mul" in name or "sub" in name]
-    assert len(theta) > 1 and len(moving) == 2 * len(images)

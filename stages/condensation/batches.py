@@ -7,6 +7,8 @@ depend on how many steps are made ahead.
 Shapes: K = networks that are trained side by side, B = images in a step, image = (ch, h, w).
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -16,8 +18,11 @@ from condensation.augmentation import Draw, apply_augmentation, joined
 from condensation.devices import to_device
 from condensation.real_images import RealImages
 
-AHEAD = 512
-"""Images that are augmented at once, at least: 1.6 MB of 28 x 28."""
+AHEAD = {"cpu": 512 * 28**2}
+"""Numbers in the images that are augmented at once, at least, by type of device: 1.6 MB."""
+AHEAD_ELSEWHERE = 2048 * 28**2
+"""On an accelerator few images take as long as many; of 64 x 64, `sample_by_products` takes 0.4 GB
+for these."""
 
 
 class Batches:
@@ -73,12 +78,23 @@ class Batches:
             self._before = [generator.get_state() for generator in self._generators]
             ahead = 1
             if self._per_epoch == 1:
-                ahead = min(-(-AHEAD // self._number), self.total - at)
+                numbers = math.prod(self._images[0].shape)
+                most = AHEAD.get(self._labels[0].device.type, AHEAD_ELSEWHERE)
+                ahead = min(-(-most // numbers), self.total - at)
             made = [self._make(network, at, ahead) for network in range(len(self._generators))]
             images, labels = (torch.stack(parts, 1) for parts in zip(*made, strict=True))
             for offset in range(max(first - at, 0), ahead):
                 yield images[offset], labels[offset]
             at += ahead
+
+    def alike(self, first: int, most: int) -> int:
+        """Return how many steps from `first` on, up to `most`, have as many images as it has."""
+        size, in_last = self._size, self._number - (self._per_epoch - 1) * self._size
+        sizes = [
+            in_last if (step + 1) % self._per_epoch == 0 else size
+            for step in range(first, min(first + most, self.total))
+        ]
+        return len(list(itertools.takewhile(sizes[0].__eq__, sizes)))
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs so that the steps go on as they would have."""

@@ -19,14 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.networks import Network, Theta, init_theta
 from condensation.randomness import generator
-from condensation.recording import Recorded
 
 Gradient = Callable[[Theta, Tensor, Tensor], Theta]
 """`(theta (K, *p), images (K, B, ch, h, w), labels (K, B)) -> gradient (K, *p)` of each loss."""
 
 MULTIPLY_ADDS = 20_000_000
-"""Of a forward pass of B images on the CPU, up to which stacking is faster. Measured on an AMD EPYC
-with one thread: LeNet at B = 30 (13 million) 9 % faster, at B = 100 (42 million) 19 % slower."""
+"""Of a forward pass of B images, up to which stacking is faster. Measured on an AMD EPYC with one
+thread: LeNet at B = 30 (13 million) 9 % faster, at B = 100 (42 million) 19 % slower."""
 
 NETWORKS_AT_ONCE = {"cpu": 8}
 """By type of device, elsewhere 32: more leave a core's cache and gain nothing."""
@@ -38,6 +37,7 @@ TRACED_FROM = 100
 """Steps from which recording the operators pays."""
 
 
+@cache
 def one_gradient(network: Network) -> Gradient:
     """Return the gradient of one network by itself (K = 1), by its fused operators."""
 
@@ -52,31 +52,22 @@ def one_gradient(network: Network) -> Gradient:
 
 
 @cache
-def recorded_steps(
-    network: Network, learning_rate: float, batch_size: int
-) -> Callable[[Theta, Tensor, Tensor], Theta]:
-    """Return steps of SGD of one network as one graph, the same for the same arguments.
-
-    It is `(theta, images (S, B, ch, h, w), labels (S, B)) -> theta` after S steps.
+def compiled_gradient_of_one(network: Network, batch_size: int) -> Gradient:
+    """Return the gradient of one network by itself (K = 1), by compiled graphs; a constant.
 
     Args:
         network: The network, without batch norms.
-        learning_rate: Of each step.
         batch_size: B at most.
     """
 
-    def steps(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
-        for batch, answers in zip(images, labels, strict=True):
-            slopes = constant_loss_gradient(
-                theta, network, batch, answers, batch_size, compiled=True
-            )
-            # All parameters at once: by itself, each is two kernels that hardly fill the device.
-            moves = torch._foreach_mul([*slopes.values()], learning_rate)
-            values = torch._foreach_sub([*theta.values()], moves)
-            theta = dict(zip(theta, values, strict=True))
-        return theta
+    def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
+        only = {name: value[0] for name, value in theta.items()}
+        slopes = constant_loss_gradient(
+            only, network, images[0], labels[0], batch_size, compiled=True
+        )
+        return {name: slope[None] for name, slope in slopes.items()}
 
-    return Recorded(steps)
+    return gradient
 
 
 class StackedGradient:
@@ -186,7 +177,7 @@ def group_sizes(
         device: The type of device.
     """
     most = min(NETWORKS_AT_ONCE.get(device, 32), max(1, IMAGES_AT_ONCE // size))
-    if device == "cpu" and size * multiply_adds(network, image_shape) > MULTIPLY_ADDS:
+    if size * multiply_adds(network, image_shape) > MULTIPLY_ADDS:
         most = 1
     groups = -(-number // most)
     if device == "cpu":  # an even number of threads has as many to do each

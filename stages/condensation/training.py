@@ -3,6 +3,7 @@
 Shapes: N = number of images, image = (ch, h, w), K = networks that are trained side by side.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NotRequired, TypedDict, Unpack
@@ -15,8 +16,9 @@ from condensation.batches import Batches
 from condensation.checkpoints import Checkpoint
 from condensation.networks import Network, Theta
 from condensation.real_images import RealImages
-from condensation.stacked import Gradient, one_gradient, recorded_steps
-from condensation.states import State, momentum_of, put_momentum
+from condensation.sgd import OneByOne, Sgd, SomeAtOnce
+from condensation.stacked import Gradient, compiled_gradient_of_one, one_gradient
+from condensation.states import State
 
 Schedule = Callable[[float], float]
 """Progress of the training, from 0 to below 1 -> factor of the learning rate."""
@@ -43,10 +45,6 @@ def warm_up_and_decay(progress: float) -> float:
 def linear_decay(progress: float) -> float:
     """Falls linearly to 0: the noise of the last small batches is averaged away."""
     return 1 - progress
-
-
-STEPS_AT_ONCE = 10
-"""Steps of a graph: more save little, and take longer to record."""
 
 
 class Settings(TypedDict):
@@ -84,6 +82,7 @@ def train(
     *,
     generator: torch.Generator,
     compiled: bool = False,
+    recorded: bool = False,
     **settings: Unpack[Settings],
 ) -> Theta:
     """Train a network by SGD on the mean cross-entropy and return its parameters.
@@ -94,45 +93,16 @@ def train(
         images: (N, ch, h, w), normalised.
         labels: (N,) int64.
         generator: Draws the order and the augmentation.
-        compiled: Whether some steps are one graph; for a network without batch norms, and without
-            momentum, weight decay, schedule, `on_step` and checkpoint.
+        compiled: Whether its gradient is a compiled graph; for a network without batch norms.
+        recorded: Whether some steps are one CUDA graph.
         **settings: See `Settings`.
     """
-    if compiled:
-        return _train_recorded(theta, network, images, labels, generator, settings)
     gradient = one_gradient(network)
-    return train_together([theta], gradient, [images], [labels], [generator], **settings)[0]
-
-
-def _train_recorded(
-    theta: Theta,
-    network: Network,
-    images: Tensor | RealImages,
-    labels: Tensor,
-    generator: torch.Generator,
-    settings: Settings,
-) -> Theta:
-    # Plain SGD, some steps as one graph: the way to each operator is longer than its work. Those
-    # of batches of one size: where the last of an epoch is smaller, each step is a graph.
-    plain = {**settings, "momentum": 0.0, "weight_decay": 0.0}
-    assert plain == settings and not {"schedule", "on_step", "checkpoint"} & {*settings}
-    batches = Batches(
-        [images],
-        [labels],
-        [generator],
-        epochs=settings["epochs"],
-        batch_size=settings["batch_size"],
-        augmentation=settings.get("augmentation"),
-    )
-    steps = recorded_steps(
-        network, settings["learning_rate"], min(settings["batch_size"], len(labels))
-    )
-    ahead: list[tuple[Tensor, Tensor]] = []
-    for shown, answers in batches.steps():
-        if ahead and (len(ahead) == STEPS_AT_ONCE or len(answers[0]) != len(ahead[0][1])):
-            theta, ahead = steps(theta, *map(torch.stack, zip(*ahead, strict=True))), []
-        ahead.append((shown[0], answers[0]))
-    return steps(theta, *map(torch.stack, zip(*ahead, strict=True)))
+    if compiled:
+        gradient = compiled_gradient_of_one(network, min(settings["batch_size"], len(labels)))
+    return train_together(
+        [theta], gradient, [images], [labels], [generator], recorded=recorded, **settings
+    )[0]
 
 
 def train_together(
@@ -141,6 +111,8 @@ def train_together(
     images: Sequence[Tensor | RealImages],
     labels: Sequence[Tensor],
     generators: Sequence[torch.Generator],
+    *,
+    recorded: bool = False,
     **settings: Unpack[Settings],
 ) -> list[Theta]:
     """Train K networks side by side, each as if it were alone, and return their parameters.
@@ -151,15 +123,13 @@ def train_together(
         images: Of each network, (N, ch, h, w), normalised; as many of each.
         labels: Of each network, (N,) int64.
         generators: Of each network: draws the order and the augmentation.
+        recorded: Whether some steps are one CUDA graph, which trainings with the same gradient
+            share.
         **settings: See `Settings`.
     """
-    leaves = {name: torch.stack([theta[name] for theta in thetas]).detach() for name in thetas[0]}
-    optimiser = torch.optim.SGD(
-        leaves.values(),
-        lr=settings["learning_rate"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-        fused=True,
+    stacked = {name: torch.stack([theta[name] for theta in thetas]).detach() for name in thetas[0]}
+    sgd: Sgd = (SomeAtOnce if recorded else OneByOne)(
+        stacked, gradient, settings["momentum"], settings["weight_decay"]
     )
     batches = Batches(
         images,
@@ -173,35 +143,32 @@ def train_together(
     on_step = settings.get("on_step") or (lambda: None)
     done = 0
     if checkpoint is not None and (state := checkpoint.load()) is not None:
-        done = _restore(state, leaves, optimiser, batches)
+        done = _restore(state, sgd, batches)
         for _ in range(done * len(thetas)):
             on_step()
-    for shown, answers in batches.steps(done):
-        optimiser.param_groups[0]["lr"] = settings["learning_rate"] * schedule(done / batches.total)
-        for name, value in gradient(leaves, shown, answers).items():
-            leaves[name].grad = value.contiguous()
-        optimiser.step()
-        done += 1
-        for _ in thetas:
+    steps = batches.steps(done)
+    while done < batches.total:
+        together = range(done, done + batches.alike(done, sgd.at_once))
+        rates = [settings["learning_rate"] * schedule(step / batches.total) for step in together]
+        sgd.take(rates, *zip(*itertools.islice(steps, len(together)), strict=True))
+        done = together.stop
+        for _ in range(len(together) * len(thetas)):
             on_step()
         if checkpoint is not None:
-            checkpoint.offer(partial(_state, done, leaves, optimiser, batches))
-    return [{name: value[k] for name, value in leaves.items()} for k in range(len(thetas))]
+            checkpoint.offer(partial(_state, done, sgd, batches))
+    parameters = sgd.parameters()
+    return [{name: value[k] for name, value in parameters.items()} for k in range(len(thetas))]
 
 
-def _state(done: int, leaves: Theta, optimiser: torch.optim.Optimizer, batches: Batches) -> State:
-    parameters = {f"theta/{name}": value for name, value in leaves.items()}
-    tensors = {**parameters, **momentum_of(optimiser, leaves), **batches.state()}
-    return State(tensors, {"steps": done})
+def _state(done: int, sgd: Sgd, batches: Batches) -> State:
+    parameters = {f"theta/{name}": value for name, value in sgd.parameters().items()}
+    return State({**parameters, **sgd.momentum(), **batches.state()}, {"steps": done})
 
 
-def _restore(
-    state: State, leaves: Theta, optimiser: torch.optim.Optimizer, batches: Batches
-) -> int:
+def _restore(state: State, sgd: Sgd, batches: Batches) -> int:
     # Put everything to where it was; return the steps done.
-    for name, value in leaves.items():
-        value.copy_(state.tensors[f"theta/{name}"])
-    put_momentum(state.tensors, optimiser, leaves)
+    parameters = {name: state.tensors[f"theta/{name}"] for name in sgd.parameters()}
+    sgd.restore(parameters, state.tensors)
     batches.restore(state.tensors)
     steps: int = state.record["steps"]
     return steps
