@@ -175,9 +175,10 @@ def test_multiply_adds_are_those_of_convolutions_and_products() -> None:
         ("lenet", 10, "cpu", [6, 6]),
         ("lenet", 100, "cpu", [1] * 12),
         ("convnet", 10, "cpu", [1] * 12),
-        ("mlp", 100, "cuda", [12]),
-        ("mlp", 256, "cuda", [1] * 12),
-        ("convnet", 10, "cuda", [1] * 12),
+        ("lenet", 100, "cuda", [12]),
+        ("mlp", 256, "cuda", [6, 6]),
+        ("convnet", 10, "cuda", [12]),
+        ("convnet", 100, "cuda", [1] * 12),
         ("mlp", 9999, "cuda", [1] * 12),
     ],
 )

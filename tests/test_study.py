@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from condensation import study_runs
 from condensation.artefacts import read_synthetic_set, set_path
 from condensation.study_records import decode_images, encode_images, read_cell
 from condensation.study_runs import DivergedError, Run
+from condensation.study_settings import digest
 from study import main as study
 from summarize import main as summarize
 from workspace import SMALL, make_workspace
@@ -59,6 +62,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("sys.argv", ["summarize.py", "results/studies/tiny"])
         summarize()
         yield place
+
+
+def test_arms_at_once_have_their_data_prepared_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other waits until they are whole, and neither removes what the other is making."""
+    prepared: list[Path] = []
+
+    def prepare(folder: Path, values: dict[str, Any]) -> None:
+        prepared.append(folder)
+        (folder / "data/prepared").mkdir(parents=True)
+        time.sleep(0.2)
+        (folder / "finished").touch()
+
+    monkeypatch.setattr(study_runs, "FOLDER", tmp_path)
+    monkeypatch.setattr(study_runs, "_prepare", prepare)
+    (tmp_path / f"prepared-{digest({'dataset': 'mnist', 'prepare': {}})}-old").mkdir()
+    values: dict[str, Any] = {"dataset": "mnist", "prepare": {}, "ipc": 1}
+    with ThreadPoolExecutor(3) as executor:
+        futures = [executor.submit(study_runs.prepare, {**values, "ipc": k}) for k in range(3)]
+        found = {future.result() for future in futures}
+    assert found == {prepared[0] / "data/prepared"} and len(prepared) == 1
+    assert (prepared[0] / "finished").exists()
+    assert sorted(tmp_path.glob("prepared-*-*")) == prepared
 
 
 def test_the_tuning_is_written_down(folder: Path) -> None:

@@ -22,7 +22,8 @@ STEPS_AT_ONCE = 10
 """Steps of a graph: more save little, and take longer to record."""
 
 RECORDED_FROM = 100
-"""Steps of a training from which recording pays: what is recorded is run three times before."""
+"""Steps of a training from which recording pays, roundly: on an H100 it takes 0.1 s, and a step of
+ConvNet at B = 100 0.8 ms in place of 3.6, of LeNet 0.5 in place of 2.2."""
 
 Steps = Callable[[Theta, Theta, Tensor, Tensor, Tensor], tuple[Theta, Theta]]
 """`(theta, momentum, rates (S,), images (S, K, B, ch, h, w), labels (S, K, B))` -> the first two

@@ -23,9 +23,15 @@ from condensation.randomness import generator
 Gradient = Callable[[Theta, Tensor, Tensor], Theta]
 """`(theta (K, *p), images (K, B, ch, h, w), labels (K, B)) -> gradient (K, *p)` of each loss."""
 
-MULTIPLY_ADDS = 20_000_000
-"""Of a forward pass of B images, up to which stacking is faster. Measured on an AMD EPYC with one
-thread: LeNet at B = 30 (13 million) 9 % faster, at B = 100 (42 million) 19 % slower."""
+MULTIPLY_ADDS = {"cpu": 20_000_000}
+"""Of a forward pass of B images, up to which stacking is faster, by type of device. Measured on an
+AMD EPYC with one thread: LeNet at B = 30 (13 million) 9 % faster, at B = 100 (42 million) 19 %
+slower."""
+MULTIPLY_ADDS_ELSEWHERE = 1_000_000_000
+"""On an accelerator few fill it. On an H100, with some steps as one graph, a step of each of twelve
+networks side by side and of one alone: LeNet at B = 100 0.35 and 0.46 ms, ConvNet at B = 10
+(370 million) 0.45 and 0.61, at B = 100 2.1 and 0.76, as of the stacked filters comes a grouped
+convolution."""
 
 NETWORKS_AT_ONCE = {"cpu": 8}
 """By type of device, elsewhere 32: more leave a core's cache and gain nothing."""
@@ -177,7 +183,8 @@ def group_sizes(
         device: The type of device.
     """
     most = min(NETWORKS_AT_ONCE.get(device, 32), max(1, IMAGES_AT_ONCE // size))
-    if size * multiply_adds(network, image_shape) > MULTIPLY_ADDS:
+    largest = MULTIPLY_ADDS.get(device, MULTIPLY_ADDS_ELSEWHERE)
+    if size * multiply_adds(network, image_shape) > largest:
         most = 1
     groups = -(-number // most)
     if device == "cpu":  # an even number of threads has as many to do each

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ import yaml
 from condensation.files import write_at_once
 from condensation.settings_files import SettingsLoader
 from condensation.study_settings import Settings, changed, digest
+
+if sys.platform != "win32":
+    import fcntl
 
 STAGES = Path(__file__).resolve().parent.parent
 ROOT = STAGES.parent
@@ -127,15 +132,22 @@ class Run:
 
 
 def prepare(values: dict[str, Any]) -> Path:
-    """Make the prepared data of some settings, unless they are there, and return their folder."""
+    """Make the prepared data of some settings, unless they are there, and return their folder.
+
+    Arms that are run at once have them made by one, and wait for it.
+    """
     own = {"dataset": values["dataset"], "prepare": values["prepare"]}
     name = f"prepared-{digest(own)}"
     folder = FOLDER / f"{name}-{code_digest()[:8]}"
-    prepared = folder / "data/prepared"
-    if (folder / "finished").exists():
-        return prepared
-    for older in FOLDER.glob(f"{name}-*"):
-        shutil.rmtree(older, ignore_errors=True)
+    with _one_process(FOLDER / f"{name}.lock"):
+        if not (folder / "finished").exists():
+            for older in FOLDER.glob(f"{name}-*"):
+                shutil.rmtree(older, ignore_errors=True)
+            _prepare(folder, values)
+    return folder / "data/prepared"
+
+
+def _prepare(folder: Path, values: dict[str, Any]) -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (ROOT / "data/raw").mkdir(exist_ok=True)
     for raw in (ROOT / "data").iterdir():
@@ -145,7 +157,17 @@ def prepare(values: dict[str, Any]) -> Path:
     write_at_once(folder / "params.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     run_script(folder, "prepare")
     (folder / "finished").touch()
-    return prepared
+
+
+@contextmanager
+def _one_process(path: Path) -> Generator[None]:
+    # The others wait, by a lock on a file, which the system takes from a process that dies; where
+    # it has no such locks (Windows) none waits.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def run_script(folder: Path, stage: str) -> None:
