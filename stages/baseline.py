@@ -22,7 +22,7 @@ from condensation.params import Params, load_params_of_network, run_stage
 from condensation.progress import Progress
 from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
-from condensation.sgd import pays_to_record
+from condensation.sgd import describe_recording, pays_to_record
 from condensation.spread import standard_deviation
 from condensation.training import accuracy, train, warm_up_and_decay
 from condensation.workers import parallel_map
@@ -81,7 +81,9 @@ def baseline(
     epochs = max(own.epochs, -(-shared.min_steps // steps_of_epoch))
     steps = own.num_networks * epochs * steps_of_epoch
     seen = own.num_networks * epochs * len(labels)
-    print(f"baseline {name}: {choose_kernels(params.compile, network, device, seen)}")
+    recorded = pays_to_record(params.compile, device, steps)
+    chosen = choose_kernels(params.compile, network, device, seen)
+    print(f"baseline {name}: {chosen}{describe_recording(recorded)}")
     what = f"baseline {name}: {own.num_networks} networks, {epochs} epochs of {len(labels)} images"
     bar = Progress(what, steps, "step", describe_device(device))
 
@@ -106,7 +108,7 @@ def baseline(
             augmentation=AUGMENTATIONS[own.augmentation],
             on_step=bar.update,
             checkpoint=checkpoint,
-            recorded=pays_to_record(params.compile, device, epochs * steps_of_epoch),
+            recorded=recorded,
         )
         if not all_finite(theta):
             raise ValueError(

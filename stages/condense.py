@@ -46,7 +46,7 @@ from condensation.progress import Progress
 from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
 from condensation.ranks import Ranks, joined, launch, started_by_torchrun
-from condensation.sgd import pays_to_record
+from condensation.sgd import describe_recording, pays_to_record
 from condensation.sources import source_of
 from condensation.states import State, momentum_of, put_momentum
 from condensation.training import SCHEDULES, train
@@ -136,6 +136,8 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     if ranks.first:
         for line in said:
             say(line)
+        if trains_recorded(params, len(initial[0].labels), device) and not compiled:
+            say(f"compile: {params.compile}{describe_recording(True)}")
     steps = image_steps(params, network, initial[0].counts, draws, blocks, compiled, precision)
 
     checkpoint = checkpoints.piece("images")
@@ -219,9 +221,7 @@ class Run:
         )
         put_momentum(done.momentum, self._optimiser, {"images": self._images})
         self._watch = Watch(class_names, steps.counts, has_norm(steps.network.module))
-        batches = -(-len(labels) // settings.network_batch_size)
-        trained = settings.iterations * (steps.outer - 1) * params.loops[1] * batches
-        self._recorded = pays_to_record(params.compile, labels.device, trained)
+        self._recorded = trains_recorded(params, len(labels), labels.device)
 
     def iterate(self) -> None:
         """Finish the iteration that it is at: image steps, with training of the networks between.
@@ -350,6 +350,14 @@ def choose_engine(
     in_one_pass = plan is not None and plan.in_one_pass(settings.real_per_class)
     precision, why = choose_precision(settings.real_precision, network, device, in_one_pass)
     return compiled, precision, [line for line in (of_transform, of_kernels, why) if line]
+
+
+def trains_recorded(params: Params, num_images: int, device: torch.device) -> bool:
+    """Whether the training between image steps, on so many images, goes by CUDA graphs."""
+    settings, (outer, inner) = params.condense, params.loops
+    batches = -(-num_images // settings.network_batch_size)
+    steps = settings.iterations * (outer - 1) * inner * batches
+    return pays_to_record(params.compile, device, steps)
 
 
 def curvature_plan(params: Params) -> CurvaturePlan | None:

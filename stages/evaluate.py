@@ -35,7 +35,7 @@ from condensation.progress import Progress
 from condensation.protocols import Protocol, choose_protocol
 from condensation.randomness import generator, set_determinism
 from condensation.real_images import RealImages
-from condensation.sgd import pays_to_record
+from condensation.sgd import describe_recording, pays_to_record
 from condensation.sources import published_statistics
 from condensation.spread import spread_of_sets, standard_deviation
 from condensation.stacked import arrange
@@ -200,7 +200,9 @@ def score(
     lengths = [len(sets[task.iteration][task.set]) for task in tasks]
     steps = protocol.epochs * sum(-(-length // protocol.batch_size) for length in lengths)
     seen = protocol.epochs * sum(lengths)
-    print(f"evaluate {name}: {choose_kernels(params.compile, network, device, seen)}")
+    recorded = pays_to_record(params.compile, device, steps)
+    chosen = choose_kernels(params.compile, network, device, seen)
+    print(f"evaluate {name}: {chosen}{describe_recording(recorded)}")
     what = f"evaluate {name}: {len(tasks)} networks of {protocol.epochs} epochs"
     bar = Progress(what, steps, "step", describe_device(device))
     sizes, gradient = arrange(
@@ -211,7 +213,6 @@ def score(
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
     )
-    recorded = pays_to_record(params.compile, device, steps // len(tasks))
     left = iter(tasks)
     groups = [list(itertools.islice(left, size)) for size in sizes]
 

@@ -254,6 +254,7 @@ def trained(compiled: bool, batch_size: int, device: str = "cpu") -> Theta:
         weight_decay=0.0,
         generator=generator(0, "training"),
         compiled=compiled,
+        recorded=compiled,
     )
 
 

@@ -47,15 +47,18 @@ def together(
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [3, 7, 50])
 def test_side_by_side_each_is_trained_as_if_alone(augmentation: str, size: int) -> None:
-    """Also where the last step of an epoch has fewer images, in float64."""
+    """Also where the last step of an epoch has fewer images, or some are taken at once; float64."""
     gradient, thetas, network = start("mlp", {})
     settings: dict[str, Any] = {"batch_size": size, "augmentation": AUGMENTATIONS[augmentation]}
-    for k, trained in enumerate(together(gradient, thetas, **settings)):
+    one_by_one = together(gradient, thetas, **settings)
+    some_at_once = together(gradient, thetas, recorded=True, **settings)
+    for k, pair in enumerate(zip(one_by_one, some_at_once, strict=True)):
         alone = train(
             thetas[k], network, SETS[k], LABELS, generator=generator(0, k), **SETTINGS | settings
         )
         for key, value in alone.items():
-            torch.testing.assert_close(trained[key], value, rtol=1e-9, atol=1e-12)
+            for trained in pair:
+                torch.testing.assert_close(trained[key], value, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

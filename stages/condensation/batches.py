@@ -21,7 +21,7 @@ from condensation.real_images import RealImages
 AHEAD = {"cpu": 512 * 28**2}
 """Numbers in the images that are augmented at once, at least, by type of device: 1.6 MB."""
 AHEAD_ELSEWHERE = 2048 * 28**2
-"""On an accelerator few images take as long as many; of 64 x 64, `sample_by_products` takes 0.4 GB
+"""On an accelerator few images take as long as many; of 64 x 64, `sample_by_products` takes 1.2 GB
 for these."""
 
 

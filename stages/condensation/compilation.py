@@ -79,10 +79,10 @@ def choose_transform(
     """Whether `torch.compile` is used for image steps and the training between them, and why.
 
     It is on CUDA: gradients on real images, where no kernels are for them, and the synthetic side
-    of all classes; each image step then is one CUDA graph, and so are some steps of training at a
-    time. On the CPU it gains a fifth of the synthetic side (ConvNet, one
-    image a class, one thread: 20 ms become 16 ms), and the first call takes 17 s of the processor's
-    time.
+    of all classes; each image step then is one CUDA graph. Training is one some steps at a time,
+    compiled or not (`pays_to_record`). On the CPU it gains a fifth of the synthetic side (ConvNet,
+    one image a class, one thread: 20 ms become 16 ms), and the first call takes 17 s of the
+    processor's time.
 
     Args:
         setting: auto, on or off.

@@ -7,7 +7,7 @@ Shapes: K = networks, S = steps, B = images in a step, image = (ch, h, w), theta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -22,7 +22,7 @@ STEPS_AT_ONCE = 10
 """Steps of a graph: more save little, and take longer to record."""
 
 RECORDED_FROM = 100
-"""Steps of a training from which recording pays, roundly: on an H100 it takes 0.1 s, and a step of
+"""Steps with one recording from which it pays, roundly: on an H100 it takes 0.1 s, and a step of
 ConvNet at B = 100 0.8 ms in place of 3.6, of LeNet 0.5 in place of 2.2."""
 
 Steps = Callable[[Theta, Theta, Tensor, Tensor, Tensor], tuple[Theta, Theta]]
@@ -144,9 +144,9 @@ class SomeAtOnce:
                 kept[name] = torch.empty_like(value).copy_(given[name])
 
 
-@cache
+@lru_cache(maxsize=1)  # more would keep the graphs of earlier stages, and their memory
 def recorded_steps(gradient: Gradient, momentum: float, weight_decay: float) -> Steps:
-    """Return steps of SGD as one graph, the same for the same arguments.
+    """Return steps of SGD as one graph, the same as the last time for the same arguments.
 
     As `torch.optim.SGD`: of the gradient g at theta, v = momentum v + g + weight_decay theta, and
     theta is moved by - rate v.
@@ -164,8 +164,10 @@ def recorded_steps(gradient: Gradient, momentum: float, weight_decay: float) -> 
         values, velocities = [*theta.values()], [velocity[name] for name in names if velocity]
         rates = rates.to(values[0].device)
         for rate, shown, answers in zip(rates, images, labels, strict=True):
-            slopes = [*gradient(dict(zip(names, values, strict=True)), shown, answers).values()]
+            found = gradient(dict(zip(names, values, strict=True)), shown, answers)
             # All parameters at once: by itself, each is two kernels that hardly fill the device.
+            # Those whose numbers lie in another order would be taken one by one, all of them.
+            slopes = [found[name].contiguous() for name in names]
             if weight_decay:
                 slopes = [*torch._foreach_add(slopes, values, alpha=weight_decay)]
             if momentum:
@@ -183,6 +185,11 @@ def pays_to_record(compile_setting: str, device: torch.device, num_steps: int) -
     Args:
         compile_setting: auto, on or off: a graph is no compilation, but `off` is for what is plain.
         device: Where.
-        num_steps: Steps of one training.
+        num_steps: Of all trainings that may share a recording.
     """
     return device.type == "cuda" and compile_setting != "off" and num_steps >= RECORDED_FROM
+
+
+def describe_recording(recorded: bool) -> str:
+    """Say that trainings go by CUDA graphs, if they do, to end a line with."""
+    return f"; training {STEPS_AT_ONCE} steps at a time" if recorded else ""

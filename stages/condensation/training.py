@@ -58,8 +58,9 @@ class Settings(TypedDict):
         weight_decay: Of SGD, on all parameters.
         schedule: Factor of the learning rate at each step; `constant` unless given.
         augmentation: Drawn anew for each image in each epoch; none unless given.
-        on_step: Called after each step of each network, for instance to move a progress bar; also
-            for the steps of an earlier run that the checkpoint goes on from.
+        on_step: Called after each step of each network, for instance to move a progress bar; after
+            some at once where these are one graph; also for the steps of an earlier run that the
+            checkpoint goes on from.
         checkpoint: Where to go on from, and where to note how far the training is.
     """
 

@@ -239,14 +239,6 @@ def evaluation(case: Case, device: torch.device, side: str) -> Run:
     inputs = Inputs(case, device)
     on_cpu = device.type == "cpu"
     epochs = EPOCHS[case.network.split("-")[0]] if on_cpu else EPOCHS_ELSEWHERE
-    sizes, gradient = arrange(
-        [case.classes * case.ipc] * NETWORKS,
-        inputs.network,
-        (1, case.size, case.size),
-        device,
-        epochs=epochs,
-        batch_size=256,
-    )
     tested = _images(1, TESTED, case.size, device)[0]
     images, labels = inputs.synthetic[0], inputs.labels
 
@@ -266,6 +258,11 @@ def evaluation(case: Case, device: torch.device, side: str) -> Run:
                     module(block).argmax(1)
 
     def of_engine() -> None:
+        shape = (1, case.size, case.size)
+        sizes, gradient = arrange(
+            [len(images)] * NETWORKS, inputs.network, shape, device, epochs=epochs, batch_size=256
+        )
+
         def group(numbers: list[int]) -> None:
             trained = train_together(
                 [inputs.thetas[0]] * len(numbers),
