@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from condensation.allocator import keep_freed_memory
@@ -22,7 +21,12 @@ from condensation.artefacts import SyntheticSet
 from condensation.augmentation import AUGMENTATIONS
 from condensation.blocks import Block
 from condensation.checkpoints import Checkpoint, Checkpoints
-from condensation.compilation import choose_kernels, choose_precision, choose_transform
+from condensation.compilation import (
+    choose_kernels,
+    choose_network_precision,
+    choose_real_precision,
+    choose_transform,
+)
 from condensation.condensation_progress import Condensation
 from condensation.condensed import keep_last, read_initial, write_curves, write_sets
 from condensation.counts import counts_text
@@ -41,7 +45,7 @@ from condensation.network_sizes import refusal
 from condensation.networks import Network, Theta, build_network
 from condensation.normalisation import has_norm
 from condensation.params import Params, load_params, run_stage
-from condensation.precisions import PRECISIONS
+from condensation.precisions import PRECISIONS, Precisions
 from condensation.progress import Progress
 from condensation.protocols import PROTOCOLS
 from condensation.randomness import generator, set_determinism
@@ -93,8 +97,13 @@ def determinants(params: Params, device: torch.device) -> dict[str, Any]:
         "options": params.networks[params.network],
         "condense": dataclasses.replace(params.condense, processes=1),
         "augmentation": augmentation_name(params),
-        "bfloat16": params.condense.real_precision is None and has_bfloat16(device),
+        "bfloat16": None in asked_precisions(params) and has_bfloat16(device),
     }
+
+
+def asked_precisions(params: Params) -> tuple[str | None, ...]:
+    """Return the settings that `Precisions` are chosen by, in its order."""
+    return tuple(getattr(params.condense, key) for key in Precisions._fields)
 
 
 def main() -> None:
@@ -130,15 +139,19 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
     seeds = range(params.seed, params.seed + params.sets)
     draws = Draws(dataset, seeds, AUGMENTATIONS[augmentation_name(params)], device)
     blocks = ranks.blocks(params.sets, dataset.num_classes)
-    compiled, precision, said = choose_engine(params, network, dataset.num_classes, device)
-    if ranks.agree(int(precision == "float32")):  # on several machines, one may have no other
-        precision = "float32"
+    counts = initial[0].counts
+    compiled, precisions, said = choose_engine(params, network, counts, device)
+    precisions = Precisions(
+        # On several machines, one may have no other than float32.
+        *("float32" if ranks.agree(int(each == "float32")) else each for each in precisions)
+    )
+    recorded = trains_recorded(params, sum(counts), device)
     if ranks.first:
         for line in said:
             say(line)
-        if trains_recorded(params, len(initial[0].labels), device) and not compiled:
+        if recorded and not compiled:
             say(f"compile: {params.compile}{describe_recording(True)}")
-    steps = image_steps(params, network, initial[0].counts, draws, blocks, compiled, precision)
+    steps = image_steps(params, network, counts, draws, blocks, compiled, precisions.real_precision)
 
     checkpoint = checkpoints.piece("images")
     state = ranks.share(checkpoint.load())
@@ -156,15 +169,23 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
 
     where = describe_device(device) + (f" in each of {ranks.size} processes" * (ranks.size > 1))
     left = range(done.iteration, params.condense.iterations + 1)
-    bar = Progress(describe_work(params, initial[0].counts), len(left), "iteration", where)
+    bar = Progress(describe_work(params, counts), len(left), "iteration", where)
     labels = initial[0].labels.to(device)
-    run = Run(params, steps, done, labels, names, ranks, checkpoint, keep_good)
+    training = partial(
+        train,
+        network=network,
+        labels=labels,
+        compiled=compiled,
+        recorded=recorded,
+        autocast=PRECISIONS[precisions.network_precision],
+    )
+    run = Run(params, steps, done, training, names, ranks, checkpoint, keep_good)
     for _ in bar.over(left):
         run.iterate()
         if done.losses:
             bar.show(loss=f"{sum(done.losses[-1]):.4g}")
     if ranks.first:
-        write_results(params, initial, done, where, device, precision)
+        write_results(params, initial, done, where, device, precisions)
 
 
 class Outcome(NamedTuple):
@@ -188,7 +209,7 @@ class Run:
         params: Params,
         steps: ImageSteps,
         done: Condensation,
-        labels: Tensor,
+        training: Callable[..., Theta],
         class_names: tuple[str, ...],
         ranks: Ranks,
         checkpoint: Checkpoint,
@@ -202,7 +223,7 @@ class Run:
             done: How far it is; goes on with each image step, but for its momentum and seconds,
                 which are those of the last checkpoint, and for what comes of looking at an
                 iteration (`LOOKED_AT_LATER`).
-            labels: (N,), of a set.
+            training: `train` of the network on images of a set, as it goes here.
             class_names: One for each class.
             ranks: The processes.
             checkpoint: Where it goes on from after an interruption.
@@ -211,7 +232,7 @@ class Run:
         self._start = time.perf_counter() - done.seconds
         settings = params.condense
         self._params, self._steps, self._done = params, steps, done
-        self._labels, self._class_names = labels, class_names
+        self._training, self._class_names = training, class_names
         self._ranks, self._checkpoint, self._keep_good = ranks, checkpoint, keep_good
         self._outcomes: list[Outcome] = []
         self._kept = {*settings.snapshots, *frame_iterations(settings.iterations, settings.frames)}
@@ -221,7 +242,6 @@ class Run:
         )
         put_momentum(done.momentum, self._optimiser, {"images": self._images})
         self._watch = Watch(class_names, steps.counts, has_norm(steps.network.module))
-        self._recorded = trains_recorded(params, len(labels), labels.device)
 
     def iterate(self) -> None:
         """Finish the iteration that it is at: image steps, with training of the networks between.
@@ -261,19 +281,15 @@ class Run:
         if not any(k in block.sets for block in steps.blocks):  # needed elsewhere
             return theta
         _, inner = self._params.loops
-        return train(
+        return self._training(
             theta,
-            steps.network,
-            self._images[k].detach(),
-            self._labels,
+            images=self._images[k].detach(),
             epochs=inner,
             batch_size=settings.network_batch_size,
             learning_rate=settings.network_learning_rate,
             momentum=0.0,
             weight_decay=0.0,
             generator=generator(steps.draws.seeds[k], "inner", self._done.iteration, image_step),
-            compiled=steps.engine.compiled,
-            recorded=self._recorded,
             augmentation=AUGMENTATIONS[augmentation_name(self._params)],
         )
 
@@ -330,26 +346,32 @@ class Run:
 
 
 def choose_engine(
-    params: Params, network: Network, num_classes: int, device: torch.device
-) -> tuple[bool, str, list[str]]:
-    """Choose how image steps are calculated, and build what that takes.
+    params: Params, network: Network, counts: Sequence[int], device: torch.device
+) -> tuple[bool, Precisions, list[str]]:
+    """Choose how image steps and the training between them are calculated, and build what it takes.
 
     Returns:
-        Whether they are compiled graphs; the precision of gradients on real images, a key of
-        `PRECISIONS`; and what was chosen, and why, in a line each for the compiled graphs, for the
-        kernels and for the precision, where there was a choice.
+        Whether they are compiled graphs; the precisions; and what was chosen, and why, in a line
+        each for the compiled graphs, for the kernels and for the precisions, where there was a
+        choice.
     """
-    settings, (outer, _) = params.condense, params.loops
-    num_steps = settings.iterations * outer
+    settings, (outer, inner) = params.condense, params.loops
+    num_steps, num_epochs = settings.iterations * outer, settings.iterations * (outer - 1) * inner
     compiled, of_transform = choose_transform(params.compile, network, device, num_steps)
     # A product with second derivatives takes about as long as the gradient of twice the images.
     passes = 1 if params.order == 1 else 3
-    num_images = num_steps * params.sets * num_classes * settings.real_per_class * passes
+    num_real = num_steps * len(counts) * settings.real_per_class * passes
+    num_images = params.sets * (num_real + num_epochs * sum(counts))
     of_kernels = choose_kernels(params.compile, network, device, num_images)
     plan = curvature_plan(params)
     in_one_pass = plan is not None and plan.in_one_pass(settings.real_per_class)
-    precision, why = choose_precision(settings.real_precision, network, device, in_one_pass)
-    return compiled, precision, [line for line in (of_transform, of_kernels, why) if line]
+    of_real, of_network = asked_precisions(params)
+    real, why = choose_real_precision(of_real, network, device, in_one_pass)
+    # Where nothing is trained it does not matter, and files say nothing of it.
+    of_network = of_network if num_epochs else "float32"
+    trained, why_trained = choose_network_precision(of_network, network, device)
+    lines = (of_transform, of_kernels, why, why_trained)
+    return compiled, Precisions(real, trained), [line for line in lines if line]
 
 
 def trains_recorded(params: Params, num_images: int, device: torch.device) -> bool:
@@ -422,10 +444,10 @@ def write_results(
     done: Condensation,
     where: str,
     device: torch.device,
-    precision: str,
+    precisions: Precisions,
 ) -> None:
     """Write the images, the curves and the metrics, and say how it went."""
-    record, made = describe(params, device, precision)
+    record, made = describe(params, device, precisions)
     write_sets(OUTPUT, initial, done.snapshots, record, made, source_of(params.dataset))
     write_curves(RESULTS, done, initial[0].class_names, where)
     loss = float(f"{sum(done.losses[-1]):.6g}")
@@ -446,7 +468,7 @@ def describe_work(params: Params, counts: tuple[int, ...]) -> str:
 
 
 def describe(
-    params: Params, device: torch.device, precision: str
+    params: Params, device: torch.device, precisions: Precisions
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Return how the images are made: for the metadata of each file, and at length for the card."""
     settings, name = params.condense, augmentation_name(params)
@@ -459,14 +481,15 @@ def describe(
         "device": device.type,  # not its threads: with one image a class any number gives the same
     }
     hidden = {"snapshots", "frames", "processes", *(["curvature"] if params.order == 1 else [])}
-    if precision == "float32":
-        hidden.add("real_precision")
-    else:
-        record["real_precision"] = precision
+    for key, precision in precisions._asdict().items():
+        if precision == "float32":
+            hidden.add(key)
+        else:
+            record[key] = precision
     outer, inner = params.loops
     made = {
         **dataclasses.asdict(settings),
-        "real_precision": precision,
+        **precisions._asdict(),
         "augmentation": name,
         "outer": outer,
         "inner": inner,

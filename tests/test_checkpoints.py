@@ -360,6 +360,7 @@ OTHER_VALUES: dict[str, Any] = {
     "condense.curvature.schedule": "linear_decay",
     **{f"condense.curvature.{name}": 2 for name in ("real_per_class", "iterations", "layers")},
     "condense.real_precision": "bfloat16",
+    "condense.network_precision": "bfloat16",
     "prepare.image_size": 32,
     "evaluate.images_scale": "pixels",
     "evaluate.protocol": "dsa",

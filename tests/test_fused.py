@@ -293,12 +293,38 @@ def test_the_precision_of_the_real_side_is_chosen_and_said(
     monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
     monkeypatch.setattr(compilation, "has_kernels", lambda module, device: True)
     network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
-    name, line = compilation.choose_precision(setting, network, torch.device(device))
+    name, line = compilation.choose_real_precision(setting, network, torch.device(device))
     assert name == chosen and line.startswith(said) and bool(line) == bool(said)
     narrow = build_network("convnet", (1, 28, 28), 10, {"width": 16})
-    name, line = compilation.choose_precision(setting, narrow, torch.device(device))
+    name, line = compilation.choose_real_precision(setting, narrow, torch.device(device))
     if setting is None and device == "cpu":
         assert (name, line) == ("float32", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "able", "chosen", "said"),
+    [
+        ("float32", "cpu", True, "float32", ""),
+        (None, "cpu", True, "bfloat16", "network_precision: auto; bfloat16 between image steps"),
+        (None, "cpu", False, "float32", "network_precision: auto; float32: the device has"),
+        (None, "cuda", True, "float32", ""),
+        ("bfloat16", "cuda", True, "bfloat16", "network_precision: bfloat16; bfloat16 between"),
+    ],
+)
+def test_the_precision_of_the_training_is_chosen_and_said(
+    setting: str | None,
+    device: str,
+    able: bool,
+    chosen: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "built", lambda: True)
+    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
+    monkeypatch.setattr(compilation, "largest_error", lambda precision: 0.01)
+    network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
+    name, line = compilation.choose_network_precision(setting, network, torch.device(device))
+    assert name == chosen and line.startswith(said) and bool(line) == bool(said)
 
 
 def test_a_precision_that_is_emulated_is_used_where_it_is_asked_for_and_said(
@@ -306,7 +332,7 @@ def test_a_precision_that_is_emulated_is_used_where_it_is_asked_for_and_said(
 ) -> None:
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: False)
     network = build_network("mlp", (1, 28, 28), 10)
-    name, line = compilation.choose_precision("bfloat16", network, torch.device("cpu"))
+    name, line = compilation.choose_real_precision("bfloat16", network, torch.device("cpu"))
     assert name == "bfloat16" and line.endswith("emulated here, and slow")
 
 
@@ -316,8 +342,8 @@ def test_where_the_real_gradients_come_with_products_they_are_float32(
     monkeypatch.setattr(compilation, "has_bfloat16", lambda device: True)
     assert kernels.build() == ""  # tests above put them out of use
     network, cpu = build_network("convnet", (1, 28, 28), 10, {"width": 32}), torch.device("cpu")
-    assert compilation.choose_precision(None, network, cpu)[0] == "bfloat16"
-    name, line = compilation.choose_precision(None, network, cpu, in_one_pass=True)
+    assert compilation.choose_real_precision(None, network, cpu)[0] == "bfloat16"
+    name, line = compilation.choose_real_precision(None, network, cpu, in_one_pass=True)
     assert name == "float32" and "pass of the curvature's products" in line
 
 
@@ -333,7 +359,7 @@ def test_the_precision_does_not_depend_on_the_number_of_threads(
     torch.set_num_threads(threads)
     try:
         assert kernels.usable(torch.float32, 32) == (threads == 1)
-        assert compilation.choose_precision(None, network, cpu)[0] == "bfloat16"
+        assert compilation.choose_real_precision(None, network, cpu)[0] == "bfloat16"
     finally:
         torch.set_num_threads(before)
 

@@ -5,6 +5,7 @@ what asks for one fails, and what is copied there is watched on its way.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from condensation.randomness import generator
 from condensation.ranks import Ranks
 from condensation.real_images import RealImages
 from condensation.stacked import one_gradient
+from condensation.training import train
 from conftest import IMAGE_SHAPE, NUM_CLASSES, tiny_network
 from workspace import write_params
 
@@ -141,7 +143,13 @@ def begun_run(
         params,
         steps,
         done,
-        labels=torch.arange(NUM_CLASSES, device=device).repeat_interleave(2),
+        training=partial(
+            train,
+            network=network,
+            labels=torch.arange(NUM_CLASSES, device=device).repeat_interleave(2),
+            compiled=compiled,
+            recorded=condense.trains_recorded(params, sum(counts), device),
+        ),
         class_names=dataset.class_names,
         ranks=Ranks(),
         checkpoint=Checkpoint(None, Interruption(), "condense"),

@@ -73,6 +73,7 @@ SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "condense.distance": st.sampled_from(params.registry_names("distances.py", "DISTANCES")),
     "condense.real_per_class": st.sampled_from([1, 2, 14, 15, 20, 21, 10**9]),
     "condense.real_precision": st.sampled_from(["float32", "bfloat16", "auto"]),
+    "condense.network_precision": st.sampled_from(["float32", "bfloat16", "auto"]),
     "condense.augmentation": st.sampled_from(["none", "dsa", "dsa_without_flip", "auto"]),
     "condense.image_learning_rate": RATES,
     "condense.image_schedule": st.sampled_from(params.registry_names("training.py", "SCHEDULES")),

@@ -97,7 +97,7 @@ def test_a_recorded_step_moves_all_parameters_at_once(
     labels, rates = LABELS.expand(3, 1, -1), torch.tensor([0.3, 0.2, 0.1])
     velocity = {name: torch.ones_like(value) for name, value in theta.items() if momentum}
 
-    def eager(at: Theta, network: Network, *batch: Any, compiled: bool) -> Theta:
+    def eager(at: Theta, network: Network, *batch: Any, compiled: bool, autocast: None) -> Theta:
         with torch.utils._python_dispatch._disable_current_modes():
             return constant_loss_gradient(at, network, *batch)
 

@@ -17,7 +17,7 @@ from condensation.files import write_json
 from condensation.image_sets import ImageSet, is_folder, load_image_set
 from condensation.loops import MOST_EPOCHS, PUBLISHED_LOOPS
 from condensation.params import Params, load_params
-from condensation.precisions import PRECISIONS
+from condensation.precisions import PRECISIONS, Precisions
 from condensation.training import train
 from condense import augmentation_name, frame_iterations
 from conftest import ROOT
@@ -347,20 +347,34 @@ def test_augmentation_changes_the_images_and_is_said(
     }
 
 
-def test_the_precision_of_the_real_gradient_changes_the_images_and_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("key", Precisions._fields)
+def test_a_precision_changes_the_images_and_is_said(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned = {}
     for name in PRECISIONS:
         folder = make_workspace(
-            tmp_path / name, order=1, **{"condense.real_precision": name, "condense.outer": 1}
+            tmp_path / name, order=1, **{f"condense.{key}": name, "condense.outer": 2}
         )
         for stage in ("initialize", "condense"):
             run_here(folder, stage, monkeypatch)
         learned[name] = read_synthetic_set(folder / "data/condensed/synthetic.safetensors")
         card = (folder / "data/condensed/README.md").read_text()
-        assert ("- real_precision: bfloat16\n" in card) == (name == "bfloat16")
-        said = {"real_precision": name} if name == "bfloat16" else {}
+        assert (f"- {key}: bfloat16\n" in card) == (name == "bfloat16")
+        said = {key: name} if name == "bfloat16" else {}
         assert said.items() <= learned[name].metadata.items()
     exact, rounded = (made.images for made in learned.values())
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+
+
+def test_of_a_network_that_is_not_trained_no_precision_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(
+        tmp_path, **{"condense.network_precision": "bfloat16", "condense.outer": 1}
+    )
+    for stage in ("initialize", "condense"):
+        run_here(folder, stage, monkeypatch)
+    made = read_synthetic_set(folder / "data/condensed/synthetic.safetensors")
+    assert "network_precision" not in made.metadata
+    assert "network_precision" not in (folder / "data/condensed/README.md").read_text()

@@ -55,6 +55,42 @@ def test_equals_an_ordinary_training_loop(name: str) -> None:
         assert torch.equal(theta[key], before[key]), "the parameters given were changed"
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_a_lower_precision_it_is_autocast_and_the_parameters_are_not(name: str) -> None:
+    network, theta = tiny_network(name)
+    theta = {key: value.float() for key, value in theta.items()}
+    images = random_images(7, stream="images").float()
+    few: dict[str, Any] = {
+        **{"epochs": 2, "batch_size": 7, "learning_rate": 0.1},
+        **{"momentum": 0.0, "weight_decay": 0.0},
+    }
+    exact, lower = (
+        train(theta, network, images, LABELS, generator=generator(0), autocast=dtype, **few)
+        for dtype in (None, torch.bfloat16)
+    )
+
+    module = copy.deepcopy(network.module).to_empty(device="cpu")
+    module.load_state_dict(theta)
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+    draw = generator(0)
+    for _ in range(2):
+        chosen = torch.randperm(7, generator=draw)
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = module(images[chosen])
+        F.cross_entropy(logits.float(), LABELS[chosen]).backward()
+        optimiser.step()
+
+    def moved(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([(parameters[key] - theta[key]).flatten() for key in theta])
+
+    expected = moved({key: value.detach() for key, value in module.named_parameters()})
+    assert all(value.dtype == torch.float32 for value in lower.values())
+    assert (moved(lower) - expected).norm() < 0.02 * expected.norm()
+    assert not torch.equal(moved(lower), moved(exact))
+    assert (moved(lower) - moved(exact)).norm() < 0.1 * moved(exact).norm()
+
+
 def test_augmentation_is_drawn_anew_in_each_epoch() -> None:
     network, theta = tiny_network("mlp")
     images = random_images(7, stream="images")

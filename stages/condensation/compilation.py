@@ -1,4 +1,4 @@
-"""How image steps are calculated on this machine: what `compile` and `real_precision` come to."""
+"""How image steps are calculated on this machine: what `compile` and the precisions come to."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +100,7 @@ def choose_transform(
     return True, f"compile: {setting}; compiled: the image step and the training between two"
 
 
-def choose_precision(
+def choose_real_precision(
     setting: str | None, network: Network, device: torch.device, in_one_pass: bool = False
 ) -> tuple[str, str]:
     """In what precision gradients on real images are calculated, and why; after `choose_kernels`.
@@ -117,21 +117,54 @@ def choose_precision(
         A key of `PRECISIONS`; and what was chosen, in a line, if it was not float32 that was asked,
         and there was a choice.
     """
+    against = ""
+    if in_one_pass and device.type == "cpu":
+        against = "the real gradients come in the pass of the curvature's products"
+    return _choose_precision(
+        "real_precision", "on the real images", setting, network, device, against
+    )
+
+
+def choose_network_precision(
+    setting: str | None, network: Network, device: torch.device
+) -> tuple[str, str]:
+    """In what precision the network is trained between image steps; after `choose_kernels`.
+
+    Args:
+        setting: As of `choose_real_precision`; None: likewise on the CPU, float32 on CUDA, where
+            nobody has measured it.
+        network: What will be trained.
+        device: Where.
+
+    Returns:
+        As `choose_real_precision`.
+    """
+    if setting is None and device.type != "cpu":
+        return "float32", ""
+    return _choose_precision("network_precision", "between image steps", setting, network, device)
+
+
+def _choose_precision(
+    key: str,
+    where: str,
+    setting: str | None,
+    network: Network,
+    device: torch.device,
+    against: str = "",
+) -> tuple[str, str]:
+    # For the setting of this key; `against` is a reason for float32 where nothing was asked for.
     lower = next(name for name, dtype in PRECISIONS.items() if dtype == kernels.LOWER)
     if setting == "float32" or setting is None and not _gains(network, device):
         return "float32", ""
-    reason, said = "", f"real_precision: {setting or 'auto'}; "
+    reason, said = "", f"{key}: {setting or 'auto'}; "
     if setting is None:
-        if in_one_pass and device.type == "cpu":
-            reason = "the real gradients come in the pass of the curvature's products"
-        elif not has_bfloat16(device):
-            reason = f"the device has no {lower}"
+        reason = against or ("" if has_bfloat16(device) else f"the device has no {lower}")
     if not reason and kernels.built() and (error := largest_error(lower)) > LOWER_TOLERANCE:
         reason = f"the compiled kernels differ by {error:.1g} from PyTorch's operators"
     if reason:
         return "float32", f"{said}float32: {reason}"
     emulated = "" if has_bfloat16(device) else ", which is emulated here, and slow"
-    return lower, f"{said}{lower} on the real images{emulated}"
+    return lower, f"{said}{lower} {where}{emulated}"
 
 
 def _gains(network: Network, device: torch.device) -> bool:

@@ -16,19 +16,25 @@ from torch.autograd.function import once_differentiable
 from condensation import kernels, winograd
 
 
-def planes(dtype: torch.dtype, num_tiles: int, channels: int) -> Tensor:
-    """Return an empty (36, P, c), its 36 planes a little apart.
+def planes(dtype: torch.dtype, number: int, channels: int) -> Tensor:
+    """Return an empty (36, P + 1, c) for P tiles, of which the one more in each plane is zero.
 
-    A kernel goes through all of them at once; at multiples of a power of two they would share the
-    same few places of the cache.
+    That tile, which adds nothing to any product, keeps the planes apart: a kernel goes through all
+    of them at once, and at multiples of a power of two they would share the same few places of the
+    cache. It is a whole one, as products in a lower precision copy what has gaps in memory first.
     """
-    plane = num_tiles * channels + kernels.VECTOR_BYTES // dtype.itemsize
-    shape, strides = (36, num_tiles, channels), (plane, channels, 1)
-    return torch.empty(36 * plane, dtype=dtype).as_strided(shape, strides)
+    made = torch.empty(36, number + 1, channels, dtype=dtype)
+    made[:, number:] = 0
+    return made
+
+
+def num_tiles(of_planes: Tensor) -> int:
+    """Return P of `planes`."""
+    return of_planes.shape[1] - 1
 
 
 def tiled(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return B' d B of all tiles d of images (N, h, w, c), (36, P, c), as products take them."""
+    """Return B' d B of all tiles d of images (N, h, w, c) as `planes`, as products take them."""
     number, height, width, channels = images.shape
     tiles = planes(dtype, number * height * width // winograd.TILE**2, channels)
     sizes = (tiles.stride(0), *images.shape)
@@ -37,9 +43,9 @@ def tiled(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def untiled(products: Tensor, like: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return A' m A of all products m (36, P, c): images (N, h, w, c), of the type of `like`."""
+    """Return A' m A of all products m, `planes`: images (N, h, w, c), of the type of `like`."""
     height, width = size
-    number = products.shape[1] * winograd.TILE**2 // (height * width)
+    number = num_tiles(products) * winograd.TILE**2 // (height * width)
     images = like.new_empty(number, height, width, products.shape[2])
     kernels.call("output_transform", products, images, sizes=(products.stride(0), *images.shape))
     return images
@@ -53,7 +59,7 @@ def block_backward(
 
     Args:
         slope: (N, h / 2, w / 2, o), of what the block gives.
-        tiles: (36, P, c), of its images.
+        tiles: `planes` of its images.
         weight: (o, c, 3, 3).
         scale: (o,).
         shift: (o,).
@@ -65,7 +71,7 @@ def block_backward(
     Returns:
         (N, h, w, c) or None; (o, c, 3, 3); scale, shift and bias, (3, o).
     """
-    of_products, of_tiles = (planes(tiles.dtype, tiles.shape[1], len(weight)) for _ in range(2))
+    of_products, of_tiles = (planes(tiles.dtype, num_tiles(tiles), len(weight)) for _ in range(2))
     sums = torch.zeros(3, len(weight), dtype=slope.dtype)
     kernels.call(
         "block_backward", slope.contiguous(), normalised, inverse, scale, shift,
@@ -75,7 +81,7 @@ def block_backward(
     if not of_images:
         return None, winograd.transform_filters_back(of_filters), sums
     # The transposed convolution: filters turned by 180 degrees, channels exchanged.
-    products = planes(tiles.dtype, *tiles.shape[1:])
+    products = planes(tiles.dtype, num_tiles(tiles), tiles.shape[2])
     factors = winograd.transform_filters(weight, turned=True).to(tiles)
     torch.bmm(of_tiles, factors, out=products)
     images = untiled(products, slope, size)
@@ -97,7 +103,7 @@ class WinogradBlock(torch.autograd.Function):
         """Keep the tiles of the input and the normalised result of the convolution."""
         (number, height, width, _), filters = images.shape, len(weight)
         tiles = tiled(images, products_in)
-        products = planes(products_in, tiles.shape[1], filters)
+        products = planes(products_in, num_tiles(tiles), filters)
         factors = winograd.transform_filters(weight).to(products_in)
         torch.bmm(tiles, factors.transpose(1, 2), out=products)
         normalised = images.new_empty(number, filters, height * width)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from condensation import kernels, winograd
-from condensation.compiled_blocks import block_backward, planes, tiled, untiled
+from condensation.compiled_blocks import block_backward, num_tiles, planes, tiled, untiled
 
 
 class DualWinogradBlock(torch.autograd.Function):
@@ -39,7 +39,9 @@ class DualWinogradBlock(torch.autograd.Function):
         factors, factor_slopes = (
             winograd.transform_filters(each).transpose(1, 2) for each in (weight, weight_slope)
         )
-        products, product_slopes = (planes(images.dtype, tiles.shape[1], filters) for _ in range(2))
+        products, product_slopes = (
+            planes(images.dtype, num_tiles(tiles), filters) for _ in range(2)
+        )
         torch.bmm(tiles, factors, out=products)
         torch.bmm(tile_slopes, factors, out=product_slopes)
         product_slopes.baddbmm_(tiles, factor_slopes)
@@ -91,7 +93,7 @@ def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
     (
         tiles, tile_slopes, weight, weight_slope, parameters, normalised, slopes, inverses, alongs,
     ) = ctx.saved_tensors  # fmt: skip
-    shape = (tiles.shape[1], len(weight))
+    shape = (num_tiles(tiles), len(weight))
     of_tiles, of_tile_slopes = (planes(tiles.dtype, *shape) for _ in range(2))
     of_products = of_product_slopes = None
     if _moves(ctx, 2, 3):
@@ -117,7 +119,7 @@ def _dual_backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
         turned, turned_slope = (
             winograd.transform_filters(each, turned=True) for each in (weight, weight_slope)
         )
-        products = planes(tiles.dtype, *tiles.shape[1:])
+        products = planes(tiles.dtype, num_tiles(tiles), tiles.shape[2])
         torch.bmm(of_tiles, turned, out=products)
         products.baddbmm_(of_tile_slopes, turned_slope)
         of_images = untiled(products, b, ctx.size)

@@ -63,6 +63,13 @@ def _or_auto(limits: Any) -> Any:
     return field(metadata={**limits.metadata, "auto": True})
 
 
+def _precision() -> Any:
+    # Not in the settings' text: files of float32 say nothing of it (`describe` in condense.py adds
+    # others).
+    limits = {**_registered("precisions.py", "PRECISIONS").metadata, "auto": True}
+    return field(repr=False, metadata=limits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Settings of the stage `prepare`."""
@@ -129,10 +136,8 @@ class Condense:
     inner: int | None = _or_auto(_at_least(0))
     distance: str = _registered("distances.py", "DISTANCES")
     real_per_class: int = _at_least(1)
-    # Not in their text: files of float32 say nothing of it (`describe` in condense.py adds others).
-    real_precision: str | None = field(
-        repr=False, metadata=_registered("precisions.py", "PRECISIONS").metadata | {"auto": True}
-    )
+    real_precision: str | None = _precision()
+    network_precision: str | None = _precision()
     augmentation: str | None = field(
         metadata={"choices": ("none", "dsa", "dsa_without_flip"), "auto": True}
     )

@@ -3,6 +3,8 @@
 Shapes: B = batch, C = classes, image = (ch, h, w).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,15 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "float32": None,
     "bfloat16": torch.bfloat16,
 }
+
+
+class Precisions(NamedTuple):
+    """Keys of `PRECISIONS`; the fields are named as the settings are.
+
+    Attributes:
+        real_precision: Of gradients on real images.
+        network_precision: Of the training between image steps.
+    """
+
+    real_precision: str
+    network_precision: str

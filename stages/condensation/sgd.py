@@ -161,8 +161,7 @@ def recorded_steps(gradient: Gradient, momentum: float, weight_decay: float) -> 
         theta: Theta, velocity: Theta, rates: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Theta, Theta]:
         names = [*theta]
-        values, velocities = [*theta.values()], [velocity[name] for name in names if velocity]
-        rates = rates.to(values[0].device)
+        values, velocities = [*theta.values()], [*velocity.values()]
         for rate, shown, answers in zip(rates, images, labels, strict=True):
             found = gradient(dict(zip(names, values, strict=True)), shown, answers)
             # All parameters at once: by itself, each is two kernels that hardly fill the device.
@@ -173,8 +172,7 @@ def recorded_steps(gradient: Gradient, momentum: float, weight_decay: float) -> 
             if momentum:
                 slopes = velocities = [*torch._foreach_add(slopes, velocities, alpha=momentum)]
             values = [*torch._foreach_sub(values, torch._foreach_mul(slopes, rate))]
-        moved = dict(zip(names, values, strict=True))
-        return moved, dict(zip(names, velocities, strict=True)) if velocity else {}
+        return dict(zip(names, values, strict=True)), dict(zip(velocity, velocities, strict=True))
 
     return Recorded(steps)
 

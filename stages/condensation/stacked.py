@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from condensation.derivatives import classification_loss, constant_loss_gradient
 from condensation.networks import Network, Theta, init_theta
+from condensation.precisions import lowered
 from condensation.randomness import generator
 
 Gradient = Callable[[Theta, Tensor, Tensor], Theta]
@@ -44,13 +45,19 @@ TRACED_FROM = 100
 
 
 @lru_cache(maxsize=1)
-def one_gradient(network: Network) -> Gradient:
-    """Return the gradient of one network by itself (K = 1), by its fused operators."""
+def one_gradient(network: Network, autocast: torch.dtype | None = None) -> Gradient:
+    """Return the gradient of one network by itself (K = 1), by its fused operators.
+
+    Args:
+        network: The network.
+        autocast: What convolutions and products are lowered to (`lowered`), if to anything.
+    """
+    function = lowered(network.first_order, autocast)
 
     def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
         leaves = {name: value[0].requires_grad_() for name, value in theta.items()}
         with torch.enable_grad():
-            loss = classification_loss(leaves, network.first_order, images[0], labels[0])
+            loss = classification_loss(leaves, function, images[0], labels[0])
             slopes = torch.autograd.grad(loss, list(leaves.values()))
         return {name: slope[None] for name, slope in zip(leaves, slopes, strict=True)}
 
@@ -58,18 +65,21 @@ def one_gradient(network: Network) -> Gradient:
 
 
 @lru_cache(maxsize=1)
-def compiled_gradient_of_one(network: Network, batch_size: int) -> Gradient:
+def compiled_gradient_of_one(
+    network: Network, batch_size: int, autocast: torch.dtype | None = None
+) -> Gradient:
     """Return the gradient of one network by itself (K = 1), by compiled graphs; a constant.
 
     Args:
         network: The network, without batch norms.
         batch_size: B at most.
+        autocast: As of `one_gradient`.
     """
 
     def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
         only = {name: value[0] for name, value in theta.items()}
         slopes = constant_loss_gradient(
-            only, network, images[0], labels[0], batch_size, compiled=True
+            only, network, images[0], labels[0], batch_size, compiled=True, autocast=autocast
         )
         return {name: slope[None] for name, slope in slopes.items()}
 

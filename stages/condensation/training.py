@@ -84,6 +84,7 @@ def train(
     generator: torch.Generator,
     compiled: bool = False,
     recorded: bool = False,
+    autocast: torch.dtype | None = None,
     **settings: Unpack[Settings],
 ) -> Theta:
     """Train a network by SGD on the mean cross-entropy and return its parameters.
@@ -96,11 +97,14 @@ def train(
         generator: Draws the order and the augmentation.
         compiled: Whether its gradient is a compiled graph; for a network without batch norms.
         recorded: Whether some steps are one CUDA graph.
+        autocast: What convolutions and products are lowered to, if to anything; the parameters and
+            what moves them stay as precise as they are.
         **settings: See `Settings`.
     """
-    gradient = one_gradient(network)
+    gradient = one_gradient(network, autocast)
     if compiled:
-        gradient = compiled_gradient_of_one(network, min(settings["batch_size"], len(labels)))
+        most = min(settings["batch_size"], len(labels))
+        gradient = compiled_gradient_of_one(network, most, autocast)
     return train_together(
         [theta], gradient, [images], [labels], [generator], recorded=recorded, **settings
     )[0]

@@ -94,6 +94,7 @@ class Inputs:
 
     def __init__(self, case: Case, device: torch.device, engine: Engine = EAGER) -> None:
         """Draw it; the engine is that of the matching step."""
+        self.case = case
         name, *options = case.network.split("-")
         chosen = dict(zip(("width", "depth"), map(int, options), strict=False))
         shape = (1, case.size, case.size)
@@ -197,7 +198,18 @@ def _engine(
 
 def iteration(case: Case, device: torch.device, side: str) -> Run:
     """One iteration: image steps, and after each but the last training on the images."""
-    inputs = Inputs(case, device, Engine(compiled=device.type == "cuda"))
+    return _iteration(Inputs(case, device, Engine(compiled=device.type == "cuda")), None, side)
+
+
+def lowered_iteration(case: Case, device: torch.device, side: str) -> Run:
+    """The same in bfloat16 as is the default: real gradients, and on the CPU that training, too."""
+    lower = PRECISIONS["bfloat16"]
+    inputs = Inputs(case, device, Engine(compiled=device.type == "cuda", autocast=lower))
+    return _iteration(inputs, lower if device.type == "cpu" else None, side)
+
+
+def _iteration(inputs: Inputs, autocast: torch.dtype | None, side: str) -> Run:
+    case, device = inputs.case, inputs.synthetic.device
     outer, inner = published_loops(case.ipc)
 
     def of_reference() -> None:
@@ -212,12 +224,14 @@ def iteration(case: Case, device: torch.device, side: str) -> Run:
         for number in range(outer):
             inputs.step([theta])
             if number < outer - 1:
-                theta = _train(inputs, theta, inner, number)
+                theta = _train(inputs, theta, inner, number, autocast)
 
     return of_reference if side == "reference" else _engine(inputs, device, of_engine)
 
 
-def _train(inputs: Inputs, theta: Theta, epochs: int, number: int) -> Theta:
+def _train(
+    inputs: Inputs, theta: Theta, epochs: int, number: int, autocast: torch.dtype | None
+) -> Theta:
     return train(
         theta,
         inputs.network,
@@ -231,6 +245,7 @@ def _train(inputs: Inputs, theta: Theta, epochs: int, number: int) -> Theta:
         generator=generator(number, "training"),
         compiled=inputs.synthetic.device.type == "cuda",
         recorded=inputs.synthetic.device.type == "cuda",
+        autocast=autocast,
     )
 
 
@@ -395,6 +410,7 @@ KINDS: dict[str, Kind] = {
     "step in bfloat16": Kind(_two_if_lowered, lowered_step),
     "step by itself": Kind(lambda device: ("engine",), step),
     "iteration": Kind(_two, iteration),
+    "iteration in bfloat16": Kind(_two_if_lowered, lowered_iteration),
     "evaluation": Kind(_two, evaluation),
     "ladder": Kind(_ladder, ladder),
     "ladder on CUDA": Kind(
@@ -441,6 +457,10 @@ def _in_order() -> Iterator[Case]:
     for key in GROWTH:
         yield from grown(key)
     yield Case(kind="iteration", ipc=10)
+    for real in (64, 256):
+        yield Case(kind="iteration in bfloat16", ipc=10, real=real)
+    for form, ipc in product(FORMS[1:], (10, 50)):
+        yield Case(kind="step in bfloat16", form=form, ipc=ipc)
     for classes, real, ipc, form in product((10, 100), (64, 256), (1, 10, 50), FORMS):
         yield Case(form=form, ipc=ipc, classes=classes, real=real)
     yield Case(kind="iteration", ipc=10, real=256)

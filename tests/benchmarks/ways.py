@@ -73,8 +73,7 @@ class Problem:
         """
         condense = dataclasses.replace(self.params.condense, real_precision="float32")
         params = dataclasses.replace(self.params, condense=condense)
-        network, classes = self.network(), self.dataset.num_classes
-        compiled, _, said = choose_engine(params, network, classes, self.device)
+        compiled, _, said = choose_engine(params, self.network(), self.counts, self.device)
         return compiled, "; ".join(said)
 
 
