@@ -71,9 +71,12 @@ def test_reference_and_engine_give_the_same_images() -> None:
         before = ours
 
 
-def test_the_engine_is_that_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"ipc": 2, "outer": 3, "inner": 2}])
+def test_the_engine_is_that_of_the_stage(
+    options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It gives the very images that `condense` writes."""
-    params = tiny(seed=4)
+    params, _ = accuracy.sized(tiny(seed=4), options)
     matching = params.condense
     changes: dict[str, object] = {
         **{key: getattr(params, key) for key in ("seed", "ipc", "init", "order", "compile")},
@@ -82,6 +85,7 @@ def test_the_engine_is_that_of_the_stage(tmp_path: Path, monkeypatch: pytest.Mon
             for key in (
                 *("iterations", "outer", "inner", "real_per_class", "augmentation"),
                 *("image_learning_rate", "image_schedule", "image_momentum"),
+                "network_learning_rate",
             )
         },
     }
@@ -198,16 +202,33 @@ def test_other_numbers_of_images_have_a_file_of_their_own(
     assert drawn[2] == "iterations (2 images a class from 9 real ones)"
     usual = SETTINGS.ipc, SETTINGS.condense.real_per_class
     assert usual == figures.USUAL
-    with pytest.raises(ValueError, match="--ipc: got 0, takes a number from 1"):
-        accuracy.sized(SETTINGS, 0, None)
 
 
-def test_reference_and_engine_take_any_number_of_images() -> None:
-    params, _ = accuracy.sized(tiny(), 2, 4)
-    problem = problem_of(params)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ipc": 0}, "--ipc: got 0, takes a number from 1"),
+        ({"inner": 3}, "--inner: nothing is trained without --outer from 2"),
+    ],
+)
+def test_options_that_are_no_measurement_are_refused(options: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        accuracy.sized(SETTINGS, options)
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_reference_and_engine_take_any_number_of_images_and_train_between_image_steps() -> None:
+    params, prefix = accuracy.sized(tiny(), {"ipc": 2, "real": 4, "outer": 3, "inner": 2})
+    assert prefix == "accuracy-ipc-2-real-4-outer-3-inner-2-"
+    described = accuracy.described(params)
+    assert (described["outer"], described["inner"]) == (3, 2)
+    assert "outer" not in accuracy.described(tiny())
+    problem, untrained = problem_of(params), problem_of(accuracy.sized(tiny(), {"ipc": 2})[0])
     assert len(problem.initial()) == 2 * 3
+    first = next(WAYS["engine"](untrained, False))
     for theirs, ours in zip(*(WAYS[name](problem, False) for name in [*WAYS][:2]), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+        assert (ours - first).abs().max() > 1e-3
 
 
 def of_seed(theirs: float, ours: float | None, apart: float = 1e-6) -> Record:

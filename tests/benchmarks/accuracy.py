@@ -2,10 +2,11 @@
 
 Each of `WAYS` condenses MNIST with the same draws, and the same fresh networks are trained on the
 images that each comes to. The rate of the images, its schedule and the momentum are those of
-params.yaml, the rest is fixed here, but for the numbers of images: `--ipc` and `--real` take others
-than one synthetic and 24 real ones a class, and have a file of their own. A seed is written when it
-is done; a run goes on with those that the file does not have yet. About eight minutes on two CPU
-cores.
+params.yaml, the rest is fixed here, but for the numbers of images, `--ipc` and `--real`, which are
+one synthetic and 24 real ones a class, and the loops: `--outer` image steps in an iteration, one
+usually, and `--inner` epochs of training after each but the last. Others have a file of their own.
+A seed is written when it is done; a run goes on with those that the file does not have yet. About
+eight minutes on two CPU cores.
 """
 
 import argparse
@@ -14,7 +15,9 @@ import dataclasses
 import datetime
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "stages"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,34 +86,38 @@ def settings() -> Params:
     )
 
 
-def sized(params: Params, ipc: int | None, real_per_class: int | None) -> tuple[Params, str]:
-    """Return the settings with other numbers of images, and what the file's name begins with.
+CHANGED = {"real": "real_per_class", "outer": "outer", "inner": "inner"}
+"""Options -> settings of `condense` that they change."""
+
+
+def sized(params: Params, options: Mapping[str, int | None]) -> tuple[Params, str]:
+    """Return the settings with other numbers, and what the file's name begins with.
 
     Args:
         params: The settings.
-        ipc: Synthetic images a class; None: as they are.
-        real_per_class: Real images a class in a batch, likewise.
+        options: `ipc`, synthetic images a class, and keys of `CHANGED`; None: as it is.
 
     Raises:
         ValueError: A number is not positive.
     """
-    condense = params.condense
-    changed = {
-        name: value
-        for name, value, usual in (
-            ("ipc", ipc, params.ipc),
-            ("real", real_per_class, condense.real_per_class),
-        )
-        if value not in (None, usual)
+    usual = {"ipc": params.ipc} | {
+        name: getattr(params.condense, key) for name, key in CHANGED.items()
     }
+    changed = {name: value for name, value in options.items() if value not in (None, usual[name])}
     for name, value in changed.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}: got {value}, takes a number from 1")
-    condense = dataclasses.replace(
-        condense, real_per_class=changed.get("real") or condense.real_per_class
+    if "inner" in changed and "outer" not in changed:
+        raise ValueError("--inner: nothing is trained without --outer from 2")
+    of_condense: dict[str, Any] = {
+        CHANGED[name]: value for name, value in changed.items() if name in CHANGED
+    }
+    params = dataclasses.replace(
+        params,
+        ipc=changed.get("ipc") or params.ipc,
+        condense=dataclasses.replace(params.condense, **of_condense),
     )
     prefix = "".join(f"{name}-{value}-" for name, value in changed.items())
-    params = dataclasses.replace(params, ipc=changed.get("ipc") or params.ipc, condense=condense)
     return params, f"accuracy-{prefix}"
 
 
@@ -197,8 +204,10 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 def described(params: Params) -> Record:
     """Return the settings that the figures are of, for the file."""
-    condense = params.condense
+    condense, (outer, inner) = params.condense, params.loops
     return {
+        # Of one image step for each network, files say nothing of it: nothing is trained.
+        **({"outer": outer, "inner": inner} if outer > 1 else {}),
         **{key: getattr(params, key) for key in ("dataset", "network", "ipc", "init", "order")},
         **{
             key: getattr(condense, key)
@@ -218,11 +227,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--ipc", type=int, help="synthetic images a class (1)")
     parser.add_argument("--real", type=int, help="real images a class in a batch (24)")
+    parser.add_argument("--outer", type=int, help="image steps in an iteration (1)")
+    parser.add_argument("--inner", type=int, help="epochs of training between two of these (1)")
     given = parser.parse_args()
     device = choose_device(given.device)
     keep_freed_memory()
     set_determinism()
-    params, prefix = sized(settings(), given.ipc, given.real)
+    params, prefix = sized(settings(), {name: getattr(given, name) for name in ("ipc", *CHANGED)})
     about = machine(device)
     path = result_file(about, prefix)
     check_writable(path)

@@ -20,6 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from benchmarks.cases import GROWTH, grown
 from benchmarks.measure import Record
+from benchmarks.tables import training_between
 from condensation.figure_style import COLOURS, MARKERS, WIDTH, save, style
 
 RESULTS = Path(__file__).resolve().parents[2] / "results/benchmarks"
@@ -93,7 +94,9 @@ def curves(written: Record) -> Figure:
 def _sizes(used: Record) -> str:
     # Of a file with other numbers of images than the usual ones.
     ipc, real = used["ipc"], used["real_per_class"]
-    return "" if (ipc, real) == USUAL else f" ({ipc} images a class from {real} real ones)"
+    trained = f", with {trained}" if (trained := training_between(used)) else ""
+    usual = (ipc, real) == USUAL and not trained
+    return "" if usual else f" ({ipc} images a class from {real} real ones{trained})"
 
 
 def _look(number: int, label: str) -> dict[str, Any]:

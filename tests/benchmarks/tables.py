@@ -81,12 +81,20 @@ def show_accuracy(written: Record) -> str:
         if (value := found.get("largest_relative_rounding")) is not None:
             images.append(f"{name}: those of iteration 1 differ by {value:.1e} from float64's")
     used = written["settings"]
+    trained = f"{trained}; " if (trained := training_between(used)) else ""
     what = (
         f"{used['dataset']}, {used['network']}, images a class: {used['ipc']} "
-        f"({used['real_per_class']} real ones in a batch); "
+        f"({used['real_per_class']} real ones in a batch); {trained}"
         f"{used['evaluation']['networks']} networks for each seed and iteration"
     )
     return "\n".join([_machine(written["machine"]), what, "", *_aligned(rows), "", *images])
+
+
+def training_between(used: Record) -> str:
+    """Say how the network is trained between image steps, in the settings of `accuracy.py`."""
+    if "outer" not in used:
+        return ""
+    return f"{used['outer']} image steps an iteration, {used['inner']} epochs between two"
 
 
 def _plus_minus(value: float | None) -> str:

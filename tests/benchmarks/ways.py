@@ -1,7 +1,9 @@
 """Ways to condense a set of images: the plain loop of `tests/reference.py`, and the engine.
 
 All have the same draws, which is the only thing that the plain loop shares with the engine: fresh
-parameters in each iteration, and a batch of real images. One image step for each network.
+parameters in each iteration, and a batch of real images for each image step. Between the image
+steps of an iteration the network is trained on all synthetic images at once, so that nothing else
+is drawn.
 
 Shapes: C = classes, N = synthetic images, class after class, image = (ch, h, w).
 """
@@ -11,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +26,9 @@ from condensation.features import pixels
 from condensation.initialisers import INITIALISERS
 from condensation.networks import Network, build_network
 from condensation.params import Params
+from condensation.precisions import PRECISIONS, Precisions
 from condensation.randomness import generator
-from condensation.training import SCHEDULES
+from condensation.training import SCHEDULES, train
 from condense import choose_engine, image_steps
 
 
@@ -33,7 +37,7 @@ class Problem:
     """What is condensed, and where.
 
     Attributes:
-        params: The settings; of one set, with one image step for each network and of order 1.
+        params: The settings; of one set and order 1, without augmentation.
         dataset: The real images that are learned from.
         device: Where.
     """
@@ -54,6 +58,11 @@ class Problem:
         images = INITIALISERS[self.params.init](self.dataset, self.counts, draw, pixels)
         return images.to(self.device)
 
+    def labels(self) -> Tensor:
+        """Return the class of each image, (N,)."""
+        of_class = torch.arange(self.dataset.num_classes, device=self.device)
+        return of_class.repeat_interleave(torch.tensor(self.counts, device=self.device))
+
     def network(self) -> Network:
         """Return the network that gradients are matched on."""
         name = self.params.network
@@ -66,12 +75,13 @@ class Problem:
         return Draws(self.dataset, seeds, None, self.device)
 
     def choose_engine(self) -> tuple[bool, str]:
-        """Set the engine up as the stage does, with real gradients in float32.
+        """Set the engine up as the stage does, in float32.
 
         Returns:
             Whether image steps are compiled graphs; and what was chosen, in a line.
         """
-        condense = dataclasses.replace(self.params.condense, real_precision="float32")
+        exact: dict[str, Any] = dict.fromkeys(Precisions._fields, "float32")
+        condense = dataclasses.replace(self.params.condense, **exact)
         params = dataclasses.replace(self.params, condense=condense)
         compiled, _, said = choose_engine(params, self.network(), self.counts, self.device)
         return compiled, "; ".join(said)
@@ -93,15 +103,22 @@ def plain(
     module = copy.deepcopy(network.module)
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
     classes = range(problem.dataset.num_classes)
+    (outer, inner), labels = params.loops, problem.labels()
     for iteration in range(1, settings.iterations + 1):
         (theta,) = draws.thetas(network, iteration)
         theta = {name: value.to(images.dtype) for name, value in theta.items()}
         module.load_state_dict(theta, assign=True)
-        batches = draws.real(0, classes, settings.real_per_class, "real", iteration, 0)
-        real, by_class = [batch.to(images.dtype) for batch in batches], images.split(params.ipc)
-        images.grad, _ = reference.matching_step(module, by_class, real, settings.distance)
-        optimiser.param_groups[0]["lr"] = _rate(params, iteration)
-        optimiser.step()
+        for image_step in range(outer):
+            place = iteration, image_step
+            batches = draws.real(0, classes, settings.real_per_class, "real", *place)
+            real = [batch.to(images.dtype) for batch in batches]
+            by_class = images.split(params.ipc)
+            images.grad, _ = reference.matching_step(module, by_class, real, settings.distance)
+            optimiser.param_groups[0]["lr"] = _rate(params, *place)
+            optimiser.step()
+            if image_step < outer - 1:
+                rate = settings.network_learning_rate
+                reference.train(module, images, labels, inner, len(images), rate)
         yield images.clone()
 
 
@@ -111,30 +128,51 @@ def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Itera
     Args:
         problem: What is condensed.
         compiled: Of `Problem.choose_engine`.
-        precision: A key of `PRECISIONS`, of the gradients on real images.
+        precision: A key of `PRECISIONS`, of the gradients on real images, and on the CPU of the
+            training, too.
     """
     params, settings = problem.params, problem.params.condense
     network, draws, images = problem.network(), problem.draws(), problem.initial()[None]
     blocks = deal(1, problem.dataset.num_classes, 1)[0]
     steps = image_steps(params, network, problem.counts, draws, blocks, compiled, precision)
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
+    (outer, inner), labels = params.loops, problem.labels()
+    on_cpu = problem.device.type == "cpu"
     for iteration in range(1, settings.iterations + 1):
-        images.grad = steps.match(images, draws.thetas(network, iteration), iteration, 0).gradient
-        optimiser.param_groups[0]["lr"] = _rate(params, iteration)
-        optimiser.step()
+        thetas = draws.thetas(network, iteration)
+        for image_step in range(outer):
+            images.grad = steps.match(images, thetas, iteration, image_step).gradient
+            optimiser.param_groups[0]["lr"] = _rate(params, iteration, image_step)
+            optimiser.step()
+            if image_step < outer - 1:
+                only = train(
+                    thetas[0],
+                    network,
+                    images[0],
+                    labels,
+                    epochs=inner,
+                    batch_size=len(labels),
+                    learning_rate=settings.network_learning_rate,
+                    momentum=0.0,
+                    weight_decay=0.0,
+                    generator=generator(draws.seeds[0], "inner", iteration, image_step),
+                    compiled=compiled,
+                    autocast=PRECISIONS[precision] if on_cpu else None,
+                )
+                thetas = [only]
         yield images[0].clone()
 
 
-def _rate(params: Params, iteration: int) -> float:
-    settings = params.condense
-    factor = SCHEDULES[settings.image_schedule]((iteration - 1) / settings.iterations)
-    return settings.image_learning_rate * factor
+def _rate(params: Params, iteration: int, image_step: int) -> float:
+    settings, (outer, _) = params.condense, params.loops
+    part = ((iteration - 1) * outer + image_step) / (settings.iterations * outer)
+    return settings.image_learning_rate * SCHEDULES[settings.image_schedule](part)
 
 
 Way = Callable[[Problem, bool], Iterator[Tensor]]
 """`(problem, whether image steps are compiled)` -> the images (N, ch, h, w) of each iteration."""
 
-REFERENCE, BFLOAT16 = "reference", "engine, real gradient in bfloat16"
+REFERENCE, BFLOAT16 = "reference", "engine, in bfloat16"
 
 WAYS: dict[str, Way] = {
     REFERENCE: plain,
