@@ -177,6 +177,7 @@ def condense(params: Params, device: torch.device, checkpoints: Checkpoints, ran
         labels=labels,
         compiled=compiled,
         recorded=recorded,
+        in_parts=True,
         autocast=PRECISIONS[precisions.network_precision],
     )
     run = Run(params, steps, done, training, names, ranks, checkpoint, keep_good)
@@ -223,7 +224,7 @@ class Run:
             done: How far it is; goes on with each image step, but for its momentum and seconds,
                 which are those of the last checkpoint, and for what comes of looking at an
                 iteration (`LOOKED_AT_LATER`).
-            training: `train` of the network on images of a set, as it goes here.
+            training: `train` with all that does not change in the course of the run.
             class_names: One for each class.
             ranks: The processes.
             checkpoint: Where it goes on from after an interruption.

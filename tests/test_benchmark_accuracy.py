@@ -273,6 +273,12 @@ def test_of_one_seed_no_spread_is_shown_and_what_is_not_measured_is_left_out() -
     about = {"device": "CPU, 2 threads", "processor": "some", "torch": "2"}
     file = {"machine": about, "settings": accuracy.described(SETTINGS), "ways": found}
     table = show_accuracy(file)
+    trained, _ = accuracy.sized(SETTINGS, {"ipc": 10, "outer": 3, "inner": 2})
+    between = "3 image steps an iteration, 2 epochs between two"
+    file_of_training = {**file, "settings": accuracy.described(trained)}
+    assert between in show_accuracy(file_of_training) and between not in table
+    (axes,) = curves(file_of_training).axes
+    assert axes.get_xlabel() == f"iterations (10 images a class from 24 real ones, with {between})"
     assert table.count("not measured") == 1 and "nan" not in table and "+0.00" in table
     (axes,) = curves(file).axes
     assert [line.get_label() for line in axes.lines] == [REFERENCE, "engine"]

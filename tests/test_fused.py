@@ -12,7 +12,11 @@ from torch import Tensor
 
 from condensation import compilation, fused, kernels, winograd
 from condensation.compilation import choose_kernels, choose_transform
-from condensation.derivatives import classification_loss, constant_loss_gradient
+from condensation.derivatives import (
+    classification_loss,
+    constant_gradient_and_product,
+    constant_loss_gradient,
+)
 from condensation.networks import NETWORKS, build_network, init_theta
 from condensation.randomness import generator
 
@@ -190,6 +194,29 @@ def test_in_bfloat16_compiled_blocks_are_a_rounded_network(
     rounded = flat(torch.float32, torch.bfloat16)
     assert {*lower} == {torch.float32, torch.bfloat16}
     assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_what_keeps_planes_apart_is_in_no_result(
+    autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch, library: None
+) -> None:
+    """Memory that nothing is written to has no numbers here: they would come out of products."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(fused, "FEWEST_TILES", 1)
+    network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    images = torch.randn(8, 1, 28, 28, generator=generator(1))
+    arguments = theta, network, images, torch.zeros(8, dtype=torch.int64)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        found = [constant_loss_gradient(*arguments, 8, autocast=autocast)]
+        if autocast is None:
+            found += constant_gradient_and_product(*arguments, theta, 8)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(value.isfinite().all() for part in found for value in part.values())
 
 
 def test_kernels_round_to_bfloat16_as_pytorch_does(library: None) -> None:

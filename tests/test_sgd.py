@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -227,10 +228,20 @@ def test_on_cuda_recorded_training_by_traced_operators_equals_the_eager_one(name
 
 
 @pytest.mark.cuda
-def test_on_cuda_recorded_training_by_kernels_of_blocks_equals_the_eager_one() -> None:
+@pytest.mark.parametrize("name", ["mlp", "lenet", "convnet"])
+def test_on_cuda_recorded_training_in_bfloat16_equals_the_eager_one(name: str) -> None:
+    compare_on_cuda(name, {}, partial(one_gradient, autocast=torch.bfloat16), torch.float32)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_on_cuda_recorded_training_by_kernels_of_blocks_equals_the_eager_one(
+    autocast: torch.dtype | None,
+) -> None:
     assert fused.load_cuda_blocks(torch.device("cuda")) == ""
+    gradient = partial(one_gradient, autocast=autocast)
     try:
-        compare_on_cuda("convnet", {"activation": "relu"}, one_gradient, torch.float32)
+        compare_on_cuda("convnet", {"activation": "relu"}, gradient, torch.float32)
     finally:
         fused.discard_cuda_blocks()
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from condensation import fused, kernels, stacked
 from condensation.augmentation import crop_scale_rotate
-from condensation.networks import NETWORKS
+from condensation.networks import NETWORKS, build_network, init_theta
 from condensation.randomness import generator
+from condensation.stacked import goes_in_parts
 from condensation.training import (
     SCHEDULES,
     accuracy,
@@ -55,9 +57,13 @@ def test_equals_an_ordinary_training_loop(name: str) -> None:
         assert torch.equal(theta[key], before[key]), "the parameters given were changed"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_in_a_lower_precision_it_is_autocast_and_the_parameters_are_not(name: str) -> None:
-    network, theta = tiny_network(name)
+@pytest.mark.parametrize(
+    "name, options", [*((name, {}) for name in NETWORKS), ("convnet", {"norm": "batch"})], ids=str
+)
+def test_in_a_lower_precision_it_is_autocast_and_the_parameters_are_not(
+    name: str, options: dict[str, Any]
+) -> None:
+    network, theta = tiny_network(name, **options)
     theta = {key: value.float() for key, value in theta.items()}
     images = random_images(7, stream="images").float()
     few: dict[str, Any] = {
@@ -89,6 +95,65 @@ def test_in_a_lower_precision_it_is_autocast_and_the_parameters_are_not(name: st
     assert (moved(lower) - expected).norm() < 0.02 * expected.norm()
     assert not torch.equal(moved(lower), moved(exact))
     assert (moved(lower) - moved(exact)).norm() < 0.1 * moved(exact).norm()
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_in_parts_it_is_the_same_whatever_the_number_of_threads(
+    autocast: torch.dtype | None, built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ConvNet; 7 images are parts of 3, 3 and 1. By kernels, products are in the lower type."""
+    monkeypatch.setattr(stacked, "PART", 3)
+    monkeypatch.setattr(fused, "FEWEST_TILES", 1)
+    called: set[tuple[str, bool]] = set()
+    call = kernels.call
+
+    def watched(name: str, *arguments: torch.Tensor | float, sizes: tuple[int, ...]) -> None:
+        dtypes = {each.dtype for each in arguments if isinstance(each, torch.Tensor)}
+        called.add((name, torch.bfloat16 in dtypes))
+        call(name, *arguments, sizes=sizes)
+
+    monkeypatch.setattr(kernels, "call", watched)
+    network = build_network("convnet", (1, 16, 16), 3, {"width": 32})
+    theta = init_theta(network, generator(0, "theta"), "cpu")
+    images = torch.randn(7, 1, 16, 16, generator=generator(1))
+
+    def trained(threads: int, dtype: torch.dtype = torch.float32, **how: Any) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        start = {key: value.to(dtype) for key, value in theta.items()}
+        end = train(
+            start, network, images.to(dtype), LABELS, generator=generator(0), batch_size=7,
+            autocast=autocast, **SETTINGS, **how,
+        )  # fmt: skip
+        return [*end.values()]
+
+    before = torch.get_num_threads()
+    try:
+        assert not built or kernels.build() == ""
+        one, two, eight = (trained(threads, in_parts=True) for threads in (1, 2, 8))
+        by_kernels = set(called)
+        whole, parts = (trained(1, torch.float64, in_parts=each) for each in (False, True))
+    finally:
+        kernels.discard()
+        torch.set_num_threads(before)
+    for first, second, third in zip(one, two, eight, strict=True):
+        assert torch.equal(first, second) and torch.equal(first, third)
+    for ours, expected in zip(parts, whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+    lower = autocast is not None
+    assert built == ({("block_forward", lower), ("block_backward", lower)} <= by_kernels)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mlp", {}), ("lenet", {}), ("convnet", {"norm": "batch"})], ids=str
+)
+def test_what_has_no_fused_blocks_or_batch_norms_does_not_go_in_parts(
+    name: str, options: dict[str, Any]
+) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    convnet, _ = tiny_network("convnet")
+    assert goes_in_parts(convnet, cpu) and not goes_in_parts(convnet, cuda)
+    assert not goes_in_parts(tiny_network(name, **options)[0], cpu)
 
 
 def test_augmentation_is_drawn_anew_in_each_epoch() -> None:

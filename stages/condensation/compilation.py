@@ -27,6 +27,9 @@ from condensation.layers import AveragePool
 from condensation.networks import Network, Theta
 from condensation.precisions import PRECISIONS
 
+LOWERED_TRAINING = ("cpu",)
+"""Types of device on which `auto` also trains in bfloat16: where that has been measured."""
+
 FEWEST_IMAGES = 5000
 """Images through the network from which `auto` builds: a ConvNet of the published width saves about
 0.8 ms an image on two cores, and the build takes 1 to 4 seconds. The time of the build is not in
@@ -131,15 +134,15 @@ def choose_network_precision(
     """In what precision the network is trained between image steps; after `choose_kernels`.
 
     Args:
-        setting: As of `choose_real_precision`; None: likewise on the CPU, float32 on CUDA, where
-            nobody has measured it.
+        setting: As of `choose_real_precision`; None: likewise on a type of `LOWERED_TRAINING`,
+            float32 on others.
         network: What will be trained.
         device: Where.
 
     Returns:
         As `choose_real_precision`.
     """
-    if setting is None and device.type != "cpu":
+    if setting is None and device.type not in LOWERED_TRAINING:
         return "float32", ""
     return _choose_precision("network_precision", "between image steps", setting, network, device)
 

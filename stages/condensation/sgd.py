@@ -161,7 +161,8 @@ def recorded_steps(gradient: Gradient, momentum: float, weight_decay: float) -> 
         theta: Theta, velocity: Theta, rates: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Theta, Theta]:
         names = [*theta]
-        values, velocities = [*theta.values()], [*velocity.values()]
+        values, velocities = [*theta.values()], [velocity[name] for name in names if velocity]
+        rates = rates.to(values[0].device)  # where they are recorded, they are there
         for rate, shown, answers in zip(rates, images, labels, strict=True):
             found = gradient(dict(zip(names, values, strict=True)), shown, answers)
             # All parameters at once: by itself, each is two kernels that hardly fill the device.
@@ -172,7 +173,8 @@ def recorded_steps(gradient: Gradient, momentum: float, weight_decay: float) -> 
             if momentum:
                 slopes = velocities = [*torch._foreach_add(slopes, velocities, alpha=momentum)]
             values = [*torch._foreach_sub(values, torch._foreach_mul(slopes, rate))]
-        return dict(zip(names, values, strict=True)), dict(zip(velocity, velocities, strict=True))
+        moved = dict(zip(names, values, strict=True))
+        return moved, dict(zip(names, velocities, strict=True)) if velocity else {}
 
     return Recorded(steps)
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from condensation.derivatives import classification_loss, constant_loss_gradient
+from condensation.fused import FusedSequential
 from condensation.networks import Network, Theta, init_theta
 from condensation.precisions import lowered
 from condensation.randomness import generator
+from condensation.workers import parallel_map
 
 Gradient = Callable[[Theta, Tensor, Tensor], Theta]
 """`(theta (K, *p), images (K, B, ch, h, w), labels (K, B)) -> gradient (K, *p)` of each loss."""
@@ -39,6 +41,11 @@ NETWORKS_AT_ONCE = {"cpu": 8}
 
 IMAGES_AT_ONCE = 2560
 """K B at most, for the memory of an accelerator."""
+
+PART = 50
+"""Images that go through a network of fused blocks at once where several threads train it. ConvNet
+on 100 images, AMD EPYC, in bfloat16: 47 ms by operators on two threads, 33 by two parts, and one
+after the other on one thread 60 by parts of 50, 66 by parts of 25, where the whole takes 59."""
 
 TRACED_FROM = 100
 """Steps from which recording the operators pays."""
@@ -62,6 +69,38 @@ def one_gradient(network: Network, autocast: torch.dtype | None = None) -> Gradi
         return {name: slope[None] for name, slope in zip(leaves, slopes, strict=True)}
 
     return gradient
+
+
+def gradient_in_parts(network: Network, autocast: torch.dtype | None = None) -> Gradient:
+    """Return the gradient of one network by itself (K = 1), part of a batch after part, on the CPU.
+
+    A thread computes each part, whatever the number of threads is, so that this changes nothing.
+
+    Args:
+        network: The network, without batch norms: an image counts by itself.
+        autocast: As of `one_gradient`.
+    """
+    whole = one_gradient(network, autocast)
+
+    def gradient(theta: Theta, images: Tensor, labels: Tensor) -> Theta:
+        def of_part(part: tuple[Tensor, Tensor]) -> Theta:
+            return whole(theta, *part)
+
+        parts = [*zip(images.split(PART, 1), labels.split(PART, 1), strict=True)]
+        slopes = parallel_map(of_part, parts, images.device, one_thread_each=True)
+        total = {name: torch.zeros_like(value) for name, value in theta.items()}
+        for (_, own), slope in zip(parts, slopes, strict=True):
+            for name, value in total.items():
+                value.add_(slope[name], alpha=own.shape[1] / labels.shape[1])
+        return total
+
+    return gradient
+
+
+def goes_in_parts(network: Network, device: torch.device) -> bool:
+    """Whether `gradient_in_parts` is for this network, and sooner: it has fused blocks."""
+    in_blocks = isinstance(network.fused, FusedSequential) and not network.batch_norms
+    return device.type == "cpu" and in_blocks
 
 
 @lru_cache(maxsize=1)

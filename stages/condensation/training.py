@@ -17,7 +17,13 @@ from condensation.checkpoints import Checkpoint
 from condensation.networks import Network, Theta
 from condensation.real_images import RealImages
 from condensation.sgd import OneByOne, Sgd, SomeAtOnce
-from condensation.stacked import Gradient, compiled_gradient_of_one, one_gradient
+from condensation.stacked import (
+    Gradient,
+    compiled_gradient_of_one,
+    goes_in_parts,
+    gradient_in_parts,
+    one_gradient,
+)
 from condensation.states import State
 
 Schedule = Callable[[float], float]
@@ -84,6 +90,7 @@ def train(
     generator: torch.Generator,
     compiled: bool = False,
     recorded: bool = False,
+    in_parts: bool = False,
     autocast: torch.dtype | None = None,
     **settings: Unpack[Settings],
 ) -> Theta:
@@ -97,11 +104,15 @@ def train(
         generator: Draws the order and the augmentation.
         compiled: Whether its gradient is a compiled graph; for a network without batch norms.
         recorded: Whether some steps are one CUDA graph.
+        in_parts: Whether, on the CPU, a batch goes through a network of fused blocks a part on
+            each thread; the result then does not depend on their number.
         autocast: What convolutions and products are lowered to, if to anything; the parameters and
             what moves them stay as precise as they are.
         **settings: See `Settings`.
     """
     gradient = one_gradient(network, autocast)
+    if in_parts and goes_in_parts(network, images.device):
+        gradient = gradient_in_parts(network, autocast)
     if compiled:
         most = min(settings["batch_size"], len(labels))
         gradient = compiled_gradient_of_one(network, most, autocast)

@@ -98,7 +98,7 @@ def sized(params: Params, options: Mapping[str, int | None]) -> tuple[Params, st
         options: `ipc`, synthetic images a class, and keys of `CHANGED`; None: as it is.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: A number is not positive, or changes nothing.
     """
     usual = {"ipc": params.ipc} | {
         name: getattr(params.condense, key) for name, key in CHANGED.items()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import reference
 from condensation.blocks import deal
+from condensation.compilation import LOWERED_TRAINING
 from condensation.datasets import Dataset
 from condensation.draws import Draws
 from condensation.features import pixels
@@ -128,8 +129,8 @@ def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Itera
     Args:
         problem: What is condensed.
         compiled: Of `Problem.choose_engine`.
-        precision: A key of `PRECISIONS`, of the gradients on real images, and on the CPU of the
-            training, too.
+        precision: A key of `PRECISIONS`, of the gradients on real images, and of the training on
+            a type of device of `LOWERED_TRAINING`.
     """
     params, settings = problem.params, problem.params.condense
     network, draws, images = problem.network(), problem.draws(), problem.initial()[None]
@@ -137,7 +138,7 @@ def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Itera
     steps = image_steps(params, network, problem.counts, draws, blocks, compiled, precision)
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
     (outer, inner), labels = params.loops, problem.labels()
-    on_cpu = problem.device.type == "cpu"
+    lower = PRECISIONS[precision] if problem.device.type in LOWERED_TRAINING else None
     for iteration in range(1, settings.iterations + 1):
         thetas = draws.thetas(network, iteration)
         for image_step in range(outer):
@@ -157,7 +158,8 @@ def engine(problem: Problem, compiled: bool = False, *, precision: str) -> Itera
                     weight_decay=0.0,
                     generator=generator(draws.seeds[0], "inner", iteration, image_step),
                     compiled=compiled,
-                    autocast=PRECISIONS[precision] if on_cpu else None,
+                    in_parts=True,
+                    autocast=lower,
                 )
                 thetas = [only]
         yield images[0].clone()
