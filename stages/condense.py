@@ -479,7 +479,7 @@ def describe(
         "condense": repr(settings),
         "augmentation": name,
         "torch": torch.__version__,
-        "device": device.type,  # not its threads: with one image a class any number gives the same
+        "device": device.type,  # not its threads: of a ConvNet any number gives the same
     }
     hidden = {"snapshots", "frames", "processes", *(["curvature"] if params.order == 1 else [])}
     for key, precision in precisions._asdict().items():

@@ -367,6 +367,25 @@ def test_a_precision_changes_the_images_and_is_said(
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
 
 
+def test_between_image_steps_the_network_is_trained_as_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_workspace(
+        tmp_path, **{"condense.network_precision": "bfloat16", "condense.outer": 3, "sets": 2}
+    )
+    taken = []
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        how = ("compiled", "recorded", "in_parts", "autocast")
+        taken.append(tuple(settings[key] for key in how))
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr("condense.train", noted)
+    for stage in ("initialize", "condense"):
+        run_here(folder, stage, monkeypatch)
+    assert {*taken} == {(False, False, True, torch.bfloat16)} and len(taken) % (2 * 2) == 0
+
+
 def test_of_a_network_that_is_not_trained_no_precision_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

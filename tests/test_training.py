@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from condensation import fused, kernels, stacked
 from condensation.augmentation import crop_scale_rotate
-from condensation.networks import NETWORKS, build_network, init_theta
+from condensation.layers import AveragePool
+from condensation.networks import NETWORKS, Network, build_network, init_theta
+from condensation.normalisation import batch_norm
 from condensation.randomness import generator
 from condensation.stacked import goes_in_parts
 from condensation.training import (
@@ -153,6 +156,10 @@ def test_what_has_no_fused_blocks_or_batch_norms_does_not_go_in_parts(
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     convnet, _ = tiny_network("convnet")
     assert goes_in_parts(convnet, cpu) and not goes_in_parts(convnet, cuda)
+    block = nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(2, 2), nn.ReLU(), AveragePool()
+    both = Network(nn.Sequential(*block, batch_norm((2, 8, 8)), nn.Flatten(), nn.Linear(128, 3)))
+    assert both.batch_norms and isinstance(both.fused, fused.FusedSequential)
+    assert not goes_in_parts(both, cpu)
     assert not goes_in_parts(tiny_network(name, **options)[0], cpu)
 
 

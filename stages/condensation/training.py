@@ -104,8 +104,8 @@ def train(
         generator: Draws the order and the augmentation.
         compiled: Whether its gradient is a compiled graph; for a network without batch norms.
         recorded: Whether some steps are one CUDA graph.
-        in_parts: Whether, on the CPU, a batch goes through a network of fused blocks a part on
-            each thread; the result then does not depend on their number.
+        in_parts: Whether, on the CPU, a batch goes through a network of fused blocks in parts, each
+            on one thread; the result then does not depend on the number of threads.
         autocast: What convolutions and products are lowered to, if to anything; the parameters and
             what moves them stay as precise as they are.
         **settings: See `Settings`.
