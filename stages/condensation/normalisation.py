@@ -71,7 +71,7 @@ class LayerNorm(nn.LayerNorm):
 
 def channel_statistics(activations: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the variance (divided by the number) of each channel: (ch,), (ch,)."""
-    # Under `torch.autocast` a convolution gives bfloat16, in which mean and squares would be rounded.
+    # Under `torch.autocast` a convolution gives bfloat16, in which these would be rounded.
     activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
     mean = activations.mean((0, 2, 3))
     variance = (activations - mean[:, None, None]).square().mean((0, 2, 3))

@@ -307,7 +307,7 @@ def _facets(
     facets: Facets,
     height: float,
     sharey: bool = False,
-    letters: int = 22,
+    letters: int = 20,
     most: int = MAX_ABREAST,
 ) -> tuple[Figure, list[Axes]]:
     # Three abreast, a title has room for so many letters in a line.
