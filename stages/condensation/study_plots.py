@@ -147,8 +147,11 @@ def losses(facets: Facets) -> Figure:
             look = {**_look(label, facets), "marker": ""}
             axes.plot(table["iteration"], table["loss"], **look, linewidth=1.1)
         axes.set_yscale("log", nonpositive="mask")
-        # A loss may stay within one power of ten.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        # Of a narrow range those of the logarithm would be one or none.
+        narrow = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+        several = LogLocator(subs=(1, 2, 5)) if high > 5 * low else narrow
+        axes.yaxis.set_major_locator(several)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
