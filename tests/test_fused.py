@@ -282,6 +282,14 @@ def test_the_transform_is_compiled_on_cuda_for_long_runs(
 AUTO_PRECISION = "real_precision: auto; "
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, built: bool, able: bool, error: float) -> None:
+    """Let there be kernels of CUDA, and whether others are built, how wrong, and bfloat16."""
+    monkeypatch.setattr(kernels, "built", lambda: built)
+    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
+    monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
+    monkeypatch.setattr(compilation, "has_kernels", lambda module, device: True)
+
+
 @pytest.mark.parametrize(
     ("setting", "device", "built", "able", "error", "chosen", "said"),
     [
@@ -315,10 +323,7 @@ def test_the_precision_of_the_real_side_is_chosen_and_said(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: built)
-    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
-    monkeypatch.setattr(compilation, "largest_error", lambda precision: error)
-    monkeypatch.setattr(compilation, "has_kernels", lambda module, device: True)
+    pretend(monkeypatch, built, able, error)
     network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
     name, line = compilation.choose_real_precision(setting, network, torch.device(device))
     assert name == chosen and line.startswith(said) and bool(line) == bool(said)
@@ -346,9 +351,7 @@ def test_the_precision_of_the_training_is_chosen_and_said(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: True)
-    monkeypatch.setattr(compilation, "has_bfloat16", lambda device: able)
-    monkeypatch.setattr(compilation, "largest_error", lambda precision: 0.01)
+    pretend(monkeypatch, True, able, 0.01)
     network = build_network("convnet", (1, 28, 28), 10, {"width": 32})
     name, line = compilation.choose_network_precision(setting, network, torch.device(device))
     assert name == chosen and line.startswith(said) and bool(line) == bool(said)
