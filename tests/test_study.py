@@ -1,7 +1,9 @@
 """A tiny study from its settings to its figures, by the stages' own scripts, in one process."""
 
+import importlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +217,24 @@ def test_a_run_goes_on_after_the_stages_that_are_finished(
     assert read_synthetic_set(first).images.equal(learned)
     assert [row["status"] for row in run.attempts()] == [0, 0, 0, 1, 0]
     run.remove()
+
+
+def test_a_stage_leaves_none_of_its_modules_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else a run that is gone on with would not find its checkpoint, which is of the loaded code.
+    stages = tmp_path.resolve() / "stages"
+    (stages / "parts_here").mkdir(parents=True)
+    (stages / "first.py").write_text("import alone_here\nfrom parts_here import one\n")
+    for name in ("alone_here.py", "parts_here/__init__.py", "parts_here/one.py"):
+        (stages / name).write_text("")
+    monkeypatch.setattr(study_runs, "STAGES", stages)
+    monkeypatch.syspath_prepend(stages)
+    package = importlib.import_module("parts_here")
+    before = set(sys.modules)
+    study_runs.run_script(tmp_path, "first")
+    assert sys.modules.keys() == before and not hasattr(package, "one")
+    del sys.modules["parts_here"]
 
 
 def test_what_diverges_and_what_is_wrong_are_told_apart(folder: Path) -> None:

@@ -187,7 +187,8 @@ def run_script(folder: Path, stage: str) -> None:
     try:
         os.chdir(folder)
         sys.argv = [str(script), *arguments]
-        runpy.run_path(str(script), run_name="__main__")
+        with _leaving_no_modules():
+            runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:  # of a user's mistake the code is the message
         if not isinstance(ended.code, str):
             raise
@@ -196,6 +197,23 @@ def run_script(folder: Path, stage: str) -> None:
     finally:
         os.chdir(here)
         sys.argv = argv
+
+
+@contextmanager
+def _leaving_no_modules() -> Generator[None]:
+    # A checkpoint is of the code that is loaded: a stage has to find what it would in a process of
+    # its own, whether or not another has run before it in this one.
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        for name in set(sys.modules) - before:
+            source = getattr(sys.modules[name], "__file__", None)
+            if source and Path(source).resolve().is_relative_to(STAGES):
+                del sys.modules[name]
+                parent, _, own = name.rpartition(".")
+                if parent in sys.modules:
+                    vars(sys.modules[parent]).pop(own, None)
 
 
 @cache
