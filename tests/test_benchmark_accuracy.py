@@ -17,6 +17,7 @@ from benchmarks.tables import show_accuracy
 from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem
 from condensation import datasets, draws, real_images
 from condensation.artefacts import set_path
+from condensation.curvature import CURVATURE_FORMS
 from condensation.datasets import Dataset, normalised, write_prepared
 from condensation.devices import has_bfloat16
 from condensation.image_sets import load_image_set
@@ -231,6 +232,19 @@ def test_reference_and_engine_take_any_number_of_images_and_train_between_image_
         assert (ours - first).abs().max() > 1e-3
 
 
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("form", CURVATURE_FORMS)
+def test_reference_and_engine_give_the_same_images_by_order_2(form: str) -> None:
+    params, prefix = accuracy.of_order_2(*accuracy.sized(tiny(), {"ipc": 2}), form)
+    assert prefix == f"accuracy-ipc-2-{form}-"
+    assert accuracy.described(params)["curvature"]["form"] == form
+    problem, first_order = problem_of(params), problem_of(accuracy.sized(tiny(), {"ipc": 2})[0])
+    without = next(WAYS["engine"](first_order, False))
+    for theirs, ours in zip(*(WAYS[name](problem, False) for name in [*WAYS][:2]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+        assert (ours - without).abs().max() > 1e-4
+
+
 def of_seed(theirs: float, ours: float | None, apart: float = 1e-6) -> Record:
     """A seed's record: two networks on the images of each way, one percent above and below."""
 
@@ -279,6 +293,11 @@ def test_of_one_seed_no_spread_is_shown_and_what_is_not_measured_is_left_out() -
     assert between in show_accuracy(file_of_training) and between not in table
     (axes,) = curves(file_of_training).axes
     assert axes.get_xlabel() == f"iterations (10 images a class from 24 real ones, with {between})"
+    curved, _ = accuracy.of_order_2(SETTINGS, "", "hvp")
+    file_of_order_2 = {**file, "settings": accuracy.described(curved)}
+    assert "the term `hvp`; 2 networks" in show_accuracy(file_of_order_2)
+    (axes,) = curves(file_of_order_2).axes
+    assert axes.get_xlabel().endswith("(1 images a class from 24 real ones, with the term `hvp`)")
     assert table.count("not measured") == 1 and "nan" not in table and "+0.00" in table
     (axes,) = curves(file).axes
     assert [line.get_label() for line in axes.lines] == [REFERENCE, "engine"]

@@ -2,9 +2,11 @@
 
 Each of `WAYS` condenses MNIST with the same draws, and the same fresh networks are trained on the
 images that each comes to. The rate of the images, its schedule and the momentum are those of
-params.yaml, the rest is fixed here, but for the numbers of images, `--ipc` and `--real`, which are
-one synthetic and 24 real ones a class, and the loops: `--outer` image steps in an iteration, one
-usually, and `--inner` epochs of training after each but the last. Others have a file of their own.
+params.yaml, the rest is fixed here, but for what options change: `--ipc` and `--real`, the numbers
+of images, one synthetic and 24 real ones a class; `--outer`, image steps in an iteration, one, and
+`--inner`, epochs of training after each but the last; `--form`, a term of order 2 in each image
+step, of all its real images, probed by random signs, with the weight of params.yaml. What is
+measured with others than these has a file of its own.
 A seed is written when it is done; a run goes on with those that the file does not have yet. About
 eight minutes on two CPU cores.
 """
@@ -34,6 +36,7 @@ from benchmarks.ways import BFLOAT16, REFERENCE, WAYS, Problem, plain
 from condensation.allocator import keep_freed_memory
 from condensation.checkpoints import Checkpoints
 from condensation.confusion import overall_accuracy
+from condensation.curvature import CURVATURE_FORMS
 from condensation.datasets import Dataset, load_scoring, load_training
 from condensation.devices import choose_device, has_bfloat16
 from condensation.figure_style import save
@@ -119,6 +122,29 @@ def sized(params: Params, options: Mapping[str, int | None]) -> tuple[Params, st
     )
     prefix = "".join(f"{name}-{value}-" for name, value in changed.items())
     return params, f"accuracy-{prefix}"
+
+
+def of_order_2(params: Params, prefix: str, form: str) -> tuple[Params, str]:
+    """Return the settings with a term of curvature, and what the file's name then begins with.
+
+    Args:
+        params: The settings.
+        prefix: What it begins with without.
+        form: A key of `CURVATURE_FORMS`.
+    """
+    term = dataclasses.replace(
+        params.condense.curvature,
+        form=form,
+        schedule="constant",
+        iterations=None,
+        layers=None,
+        probes="rademacher",
+        num_probes=1,
+        real_per_class=None,
+        every=1,
+    )
+    condense = dataclasses.replace(params.condense, curvature=term)
+    return dataclasses.replace(params, order=2, condense=condense), f"{prefix}{form}-"
 
 
 def load() -> tuple[Dataset, Dataset]:
@@ -208,6 +234,7 @@ def described(params: Params) -> Record:
     return {
         # Of one image step for each network, files say nothing of it: nothing is trained.
         **({"outer": outer, "inner": inner} if outer > 1 else {}),
+        **({"curvature": dataclasses.asdict(condense.curvature)} if params.order == 2 else {}),
         **{key: getattr(params, key) for key in ("dataset", "network", "ipc", "init", "order")},
         **{
             key: getattr(condense, key)
@@ -229,11 +256,14 @@ def main() -> None:
     parser.add_argument("--real", type=int, help="real images a class in a batch (24)")
     parser.add_argument("--outer", type=int, help="image steps in an iteration (1)")
     parser.add_argument("--inner", type=int, help="epochs of training between two of these (1)")
+    parser.add_argument("--form", choices=[*CURVATURE_FORMS], help="of order 2 (order 1)")
     given = parser.parse_args()
     device = choose_device(given.device)
     keep_freed_memory()
     set_determinism()
     params, prefix = sized(settings(), {name: getattr(given, name) for name in ("ipc", *CHANGED)})
+    if given.form:
+        params, prefix = of_order_2(params, prefix, given.form)
     about = machine(device)
     path = result_file(about, prefix)
     check_writable(path)

@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from benchmarks.cases import GROWTH, grown
 from benchmarks.measure import Record
-from benchmarks.tables import training_between
+from benchmarks.tables import beyond_usual
 from condensation.figure_style import COLOURS, MARKERS, WIDTH, save, style
 
 RESULTS = Path(__file__).resolve().parents[2] / "results/benchmarks"
@@ -94,9 +94,9 @@ def curves(written: Record) -> Figure:
 def _sizes(used: Record) -> str:
     # Of a file with other numbers of images than the usual ones.
     ipc, real = used["ipc"], used["real_per_class"]
-    trained = f", with {trained}" if (trained := training_between(used)) else ""
-    usual = (ipc, real) == USUAL and not trained
-    return "" if usual else f" ({ipc} images a class from {real} real ones{trained})"
+    beyond = f", with {beyond}" if (beyond := beyond_usual(used)) else ""
+    usual = (ipc, real) == USUAL and not beyond
+    return "" if usual else f" ({ipc} images a class from {real} real ones{beyond})"
 
 
 def _look(number: int, label: str) -> dict[str, Any]:

@@ -81,20 +81,24 @@ def show_accuracy(written: Record) -> str:
         if (value := found.get("largest_relative_rounding")) is not None:
             images.append(f"{name}: those of iteration 1 differ by {value:.1e} from float64's")
     used = written["settings"]
-    trained = f"{trained}; " if (trained := training_between(used)) else ""
+    beyond = f"{beyond}; " if (beyond := beyond_usual(used)) else ""
     what = (
         f"{used['dataset']}, {used['network']}, images a class: {used['ipc']} "
-        f"({used['real_per_class']} real ones in a batch); {trained}"
+        f"({used['real_per_class']} real ones in a batch); {beyond}"
         f"{used['evaluation']['networks']} networks for each seed and iteration"
     )
     return "\n".join([_machine(written["machine"]), what, "", *_aligned(rows), "", *images])
 
 
-def training_between(used: Record) -> str:
-    """Say how the network is trained between image steps, in the settings of `accuracy.py`."""
-    if "outer" not in used:
-        return ""
-    return f"{used['outer']} image steps an iteration, {used['inner']} epochs between two"
+def beyond_usual(used: Record) -> str:
+    """Say what the settings of `accuracy.py` have beside its usual ones, but for numbers of images.
+
+    That is the term of order 2, and the training of the network between image steps.
+    """
+    said = [f"the term `{used['curvature']['form']}`"] if "curvature" in used else []
+    if "outer" in used:
+        said += [f"{used['outer']} image steps an iteration, {used['inner']} epochs between two"]
+    return " and ".join(said)
 
 
 def _plus_minus(value: float | None) -> str:

@@ -1,9 +1,9 @@
 """Ways to condense a set of images: the plain loop of `tests/reference.py`, and the engine.
 
 All have the same draws, which is the only thing that the plain loop shares with the engine: fresh
-parameters in each iteration, and a batch of real images for each image step. Between the image
-steps of an iteration the network is trained on all synthetic images at once, so that nothing else
-is drawn.
+parameters in each iteration, and a batch of real images, and with order 2 the probes, for each
+image step. Between the image steps of an iteration the network is trained on all synthetic images
+at once, so that nothing else is drawn.
 
 Shapes: C = classes, N = synthetic images, class after class, image = (ch, h, w).
 """
@@ -38,7 +38,8 @@ class Problem:
     """What is condensed, and where.
 
     Attributes:
-        params: The settings; of one set and order 1, without augmentation.
+        params: The settings; of one set, without augmentation, and with order 2 with the term in
+            each image step, of all of its real images and of random probes.
         dataset: The real images that are learned from.
         device: Where.
     """
@@ -105,6 +106,7 @@ def plain(
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=settings.image_momentum)
     classes = range(problem.dataset.num_classes)
     (outer, inner), labels = params.loops, problem.labels()
+    form = settings.curvature.form if params.order == 2 else None
     for iteration in range(1, settings.iterations + 1):
         (theta,) = draws.thetas(network, iteration)
         theta = {name: value.to(images.dtype) for name, value in theta.items()}
@@ -114,7 +116,17 @@ def plain(
             batches = draws.real(0, classes, settings.real_per_class, "real", *place)
             real = [batch.to(images.dtype) for batch in batches]
             by_class = images.split(params.ipc)
-            images.grad, _ = reference.matching_step(module, by_class, real, settings.distance)
+            number = (iteration - 1) * outer + image_step
+            probes = draws.probes(theta, 0, settings.curvature.num_probes, number) if form else []
+            images.grad, _ = reference.matching_step(
+                module,
+                by_class,
+                real,
+                settings.distance,
+                form,
+                settings.curvature.weight,
+                [list(probe.values()) for probe in probes],
+            )
             optimiser.param_groups[0]["lr"] = _rate(params, *place)
             optimiser.step()
             if image_step < outer - 1:
