@@ -3,6 +3,7 @@
 import copy
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import reference
 from condensation import fused, kernels
 from condensation.curvature import CURVATURE_FORMS
-from condensation.curvature_sides import RealSide
+from condensation.curvature_sides import ConstantSide
 from condensation.derivatives import classification_loss, constant_loss_gradient, loss_gradient
 from condensation.distances import DISTANCES
 from condensation.gap_metrics import INVERSE_DAMPING, gap_over_diagonal
@@ -290,7 +291,7 @@ def test_the_diagonal_approaches_the_explicit_one_as_probes_grow() -> None:
     errors = []
     for num_probes in (16, 8192):
         probes = draw_probes(theta, num_probes, generator(0, "probes"))
-        side = RealSide(theta, network, real, labels, target, probes, ones, 5)
+        side = ConstantSide(theta, network, real, labels, target, probes, ones, 5)
         (weighed,) = gap_over_diagonal(side)
         damped = 1 / flat(weighed)
         # The mean of damped is twice the mean of the estimate.
@@ -452,35 +453,63 @@ def called(put_to_use: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("family", [None, *FAMILIES])
+BY_KERNELS: list[tuple[str | None, str | None, int | None]] = [
+    *((None, family, None) for family in (None, *FAMILIES)),
+    *((form, None, layers) for form in CURVATURE_FORMS for layers in (None, 1)),
+    *((form, "scale", None) for form in CURVATURE_FORMS),
+]
+"""Forms, families of augmentation, and numbers of layers that the term is about."""
+
+
+@pytest.mark.parametrize(("form", "family", "layers"), BY_KERNELS)
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_synthetic_side_by_kernels_equals_the_reference(
-    distance: str, family: str | None, called: set[str]
+    distance: str, form: str | None, family: str | None, layers: int | None, called: set[str]
 ) -> None:
     """In float64, which is not lowered; classes of different numbers of images."""
     network, theta = tiny_network("convnet", width=8)
     sizes, real = [1, 3, 2], random_images(NUM_CLASSES, NUM_REAL, stream="real")
     images = random_images(6, 1, stream="synthetic").flatten(0, 1)
+    probes = draw_probes(theta, 2, generator(0, "probes"))
     draws = [None if family is None else siamese_draw(family)] * NUM_CLASSES
     lowered, measure = Engine(autocast=torch.bfloat16), DISTANCES[distance]
-    step = make_matching_step([network], measure, None, sizes, engine=lowered)
-    matched = step(images[None], real[None], [theta], [[]], [draws])
-    assert {"first_dual_images", "dual_backward"} <= called
-    assert "first_dual_backward" not in called
+    second = curvature(form, layers=layers)
+    step = make_matching_step([network], measure, second, sizes, engine=lowered)
+    matched = step(images[None], real[None], [theta], [probes], [draws])
+    # A term of some layers alone goes by PyTorch's operators.
+    assert ({"first_dual_images", "dual_backward"} <= called) == (layers is None)
+    assert ("first_mixed_images" in called) == (form == "hvp" and layers is None)
 
-    learned, losses = images.clone().requires_grad_(), []
-    module = module_at(network, theta)
-    for index, (own, batch, draw) in enumerate(zip(learned.split(sizes), real, draws, strict=True)):
-        ours, theirs = (each if draw is None else draw.apply(each) for each in (own, batch))
-        losses.append(reference.matching_terms(module, ours, theirs, index, distance)[0])
-    (expected,) = torch.autograd.grad(torch.stack(losses).sum(), learned)
-    torch.testing.assert_close(matched.loss[0], torch.stack(losses), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(matched.gradient[0], expected, rtol=1e-8, atol=1e-11)
+    module, vectors = module_at(network, theta), [list(probe.values()) for probe in probes]
+    for index, (own, batch, draw, found, loss, term) in enumerate(
+        zip(
+            images.split(sizes),
+            real,
+            draws,
+            matched.gradient[0].split(sizes),
+            matched.loss[0],
+            matched.curvature[0],
+            strict=True,
+        )
+    ):
+        learned = own.clone().requires_grad_()
+        ours, theirs = (each if draw is None else draw.apply(each) for each in (learned, batch))
+        wanted, of_form = reference.matching_terms(
+            module, ours, theirs, index, distance, form, vectors, 2 * (layers or 0)
+        )
+        (expected,) = torch.autograd.grad(wanted, learned, retain_graph=True)
+        if of_form is not None:
+            (by_form,) = torch.autograd.grad(of_form, learned)
+            expected = expected + WEIGHT * expected.norm() / by_form.norm() * by_form
+            torch.testing.assert_close(term, of_form, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(loss, wanted, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)], ids=str)
 def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
-    shape: tuple[int, int, int], put_to_use: None
+    shape: tuple[int, int, int], form: str | None, put_to_use: None
 ) -> None:
     """In float32, at the sizes of the kernels: classes of few images go by PyTorch's operators.
 
@@ -490,6 +519,7 @@ def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
     network, theta = tiny_network("convnet", shape, width=32, depth=2)
     draw = {"stream": "synthetic", "image_shape": shape}
     images, real = random_images(18, **draw), random_images(NUM_CLASSES, 3, **draw)  # type: ignore[arg-type]
+    (probe,) = draw_probes(theta, 1, generator(0, "probes"))
     before, results = torch.get_num_threads(), []
     try:
         assert [network.in_kernels(each.float()) for each in images.split(sizes)] == [
@@ -499,10 +529,14 @@ def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
         ]
         for threads, dtype in ((1, torch.float32), (3, torch.float32), (3, torch.float64)):
             torch.set_num_threads(threads)
-            step = make_matching_step([network], DISTANCES["cosine"], None, sizes, engine=lowered)
-            at = {name: value.to(dtype) for name, value in theta.items()}
+            step = make_matching_step(
+                [network], DISTANCES["cosine"], curvature(form), sizes, engine=lowered
+            )
+            at, *probes = (
+                {name: value.to(dtype) for name, value in each.items()} for each in (theta, probe)
+            )
             batches = real.to(dtype)[None]
-            matched = step(images.to(dtype)[None], batches, [at], [[]], NO_AUGMENTATION)
+            matched = step(images.to(dtype)[None], batches, [at], [probes], NO_AUGMENTATION)
             results.append(matched.gradient)
     finally:
         torch.set_num_threads(before)
@@ -512,13 +546,38 @@ def test_the_synthetic_side_by_kernels_is_the_same_on_any_number_of_threads(
     assert all(gap.norm() < 0.1 * own.norm() for gap, own in zip(*gaps, strict=True))
 
 
+def test_a_form_without_a_slope_goes_by_pytorchs_operators(called: set[str]) -> None:
+    network, theta = tiny_network("convnet", width=8)
+    _, _, synthetic, real, _ = case("convnet")
+    second = curvature("lookahead")
+    assert second is not None
+    without = replace(second, form=replace(second.form, slope=None))
+    results = []
+    for term in (second, without):
+        called.clear()
+        step = make_matching_step(
+            [network],
+            DISTANCES["cosine"],
+            term,
+            counts(synthetic),
+            engine=Engine(autocast=torch.bfloat16),
+        )
+        images = synthetic.flatten(0, 1)[None]
+        results.append(step(images, real[None], [theta], [[]], NO_AUGMENTATION))
+        assert ("first_dual_images" in called) == (term is second)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
 def test_where_nothing_is_lowered_the_synthetic_side_is_pytorchs(called: set[str]) -> None:
     """Its rounding is less than that of Winograd's convolutions."""
     network, theta = tiny_network("convnet", width=8)
     _, _, synthetic, real, _ = case("convnet")
+    probes = draw_probes(theta, 1, generator(0, "probes"))
     match_one_set(network, theta, synthetic, real, [], "squared_euclidean", None)
     assert {"first_backward", "block_backward"} <= called  # of the real side
-    assert not {name for name in called if "dual" in name}
+    match_one_set(network, theta, synthetic, real, probes, "squared_euclidean", curvature("ggn"))
+    assert not {name for name in called if "images" in name or "mixed" in name}
 
 
 def siamese_draw(family: str) -> SiameseAugmentation:

@@ -12,11 +12,13 @@ from condensation.derivatives import (
     constant_gauss_newton_vector_product,
     constant_gradient_and_product,
     constant_hessian_vector_product,
+    constant_loss_gradient,
     hessian_vector_product,
     inner_product,
+    loss_curvature,
     loss_gradient,
 )
-from condensation.distance_slopes import distance_slope
+from condensation.distance_slopes import distance_slope, product_distance_slope
 from condensation.distances import DISTANCES
 from condensation.layers import ACTIVATIONS, POOLINGS, AveragePool
 from condensation.networks import (
@@ -246,7 +248,10 @@ def test_the_slope_of_a_distance_is_that_of_differentiating_twice(
     network, theta = tiny_network("convnet", shape, width=16, depth=3)
     images, other = torch.randn(2, 5, *shape, generator=generator(3), dtype=torch.float64)
     target, measure = loss_gradient(theta, network, other, LABELS), DISTANCES[distance]
-    found, value = distance_slope(theta, network, images, LABELS, target, measure, block_size)
+    gradient = constant_loss_gradient(theta, network, images, LABELS, block_size)
+    found, value = distance_slope(
+        theta, network, images, LABELS, gradient, target, measure, block_size
+    )
     assert not found.requires_grad and not value.requires_grad
 
     def loss(images: Tensor) -> Tensor:
@@ -257,6 +262,38 @@ def test_the_slope_of_a_distance_is_that_of_differentiating_twice(
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10 * scale)
     assert network.in_kernels(images) == compiled
+
+
+@pytest.mark.parametrize("layers", [None, 1, 2, 4])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 16)], ids=str)
+def test_the_curvature_along_two_directions_is_that_of_differentiating_again(
+    shape: tuple[int, int, int], layers: int | None, compiled: bool
+) -> None:
+    """Of all layers and of the last ones; for kernels alone."""
+    network, theta = tiny_network("convnet", shape, width=16, depth=3)
+    images = torch.randn(5, *shape, generator=generator(3), dtype=torch.float64)
+    names = list(theta) if layers is None else last_layers(theta, layers)
+    own, part = part_of(theta, names), network.holding(part_of(theta, theta.keys() - names))
+    first, second = (
+        {
+            name: torch.randn(value.shape, generator=generator(seed, name), dtype=torch.float64)
+            for name, value in own.items()
+        }
+        for seed in (4, 5)
+    )
+    if not compiled:
+        pytest.skip("by kernels alone")
+    assert part.in_kernels(images)
+
+    def curvature(images: Tensor) -> Tensor:
+        return inner_product(hessian_vector_product(own, part, images, LABELS, second), first)
+
+    expected, wanted = torch.func.grad_and_value(curvature)(images)
+    learned = images.clone().requires_grad_()
+    value = loss_curvature(own, part, learned, LABELS, first, second)
+    (found,) = torch.autograd.grad(value, learned)
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-10)
+    same({"images": found}, {"images": expected})
 
 
 def test_the_slope_of_the_loss_is_what_it_is_where_no_parameter_moves(compiled: bool) -> None:
@@ -277,8 +314,80 @@ NOT_IN_KERNELS: list[tuple[str, dict[str, int | float | str]]] = [
     ("mlp", {}),
     ("resnet18", {"width": 4}),
     ("convnet", {"norm": "group"}),
+    ("convnet", {"norm": "batch"}),
+    ("convnet", {"pooling": "max"}),
+    ("convnet", {"activation": "sigmoid"}),
     ("convnet", {"depth": 1}),
 ]
+
+
+@pytest.mark.parametrize(
+    ("head", "taken"),
+    [
+        ([nn.Flatten(), nn.Linear(256, 5, bias=False), nn.Identity(), nn.Linear(5, 3)], True),
+        ([nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)], False),
+        ([nn.Flatten(), nn.Linear(256, 5), nn.Sigmoid(), nn.Linear(5, 3)], False),
+    ],
+)
+def test_after_the_blocks_there_are_linear_maps_alone(
+    head: list[nn.Module], taken: bool, compiled: bool
+) -> None:
+    """Several of them, of which both directions move each; with and without a bias."""
+    layers: list[nn.Module] = []
+    for channels in (1, 16):
+        convolution, norm = nn.Conv2d(channels, 16, 3, padding=1), nn.GroupNorm(16, 16)
+        layers += [convolution, norm, nn.ReLU(), AveragePool()]
+    network = Network(nn.Sequential(*layers, *head))
+    images = torch.randn(5, 1, 16, 16, generator=generator(3), dtype=torch.float64)
+    assert network.in_kernels(images) == (taken and compiled)
+    if not network.in_kernels(images):
+        return
+    theta, first, second = (
+        {
+            name: torch.randn(value.shape, generator=generator(seed, name), dtype=torch.float64)
+            for name, value in network.module.named_parameters()
+        }
+        for seed in (6, 7, 8)
+    )
+
+    def curvature(images: Tensor) -> Tensor:
+        return inner_product(hessian_vector_product(theta, network, images, LABELS, second), first)
+
+    expected, wanted = torch.func.grad_and_value(curvature)(images)
+    learned = images.clone().requires_grad_()
+    value = loss_curvature(theta, network, learned, LABELS, first, second)
+    (found,) = torch.autograd.grad(value, learned)
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-10)
+    same({"images": found}, {"images": expected})
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 5])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_slope_of_a_distance_of_products_is_that_of_differentiating_again(
+    distance: str, block_size: int, compiled: bool
+) -> None:
+    """Of blocks of images, the last of which is smaller."""
+    if not compiled:
+        pytest.skip("by kernels alone")
+    network, theta = tiny_network("convnet", (1, 28, 28), width=16, depth=3)
+    images, other = torch.randn(2, 5, 1, 28, 28, generator=generator(3), dtype=torch.float64)
+    vector = {
+        name: torch.randn(value.shape, generator=generator(4, name), dtype=torch.float64)
+        for name, value in theta.items()
+    }
+    target = hessian_vector_product(theta, network, other, LABELS, vector)
+    measure = DISTANCES[distance]
+    found, value = product_distance_slope(
+        theta, network, images, LABELS, vector, target, measure, block_size
+    )
+    assert not found.requires_grad and not value.requires_grad
+
+    def loss(images: Tensor) -> Tensor:
+        return measure(hessian_vector_product(theta, network, images, LABELS, vector), target)
+
+    expected, wanted = torch.func.grad_and_value(loss)(images)
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-12)
+    same({"images": found}, {"images": expected})
 
 
 def test_kernels_take_all_convolutions_from_some_number_of_images_on(compiled: bool) -> None:

@@ -16,16 +16,22 @@ from torch.autograd.function import once_differentiable
 from condensation import kernels, winograd
 
 
-def planes(dtype: torch.dtype, tiles: int, channels: int) -> Tensor:
-    """Return 36 planes with room for P tiles each, and one more that is zero: (36, P + 1, c).
+def planes(dtype: torch.dtype, tiles: int, channels: int, *, parts: tuple[int, ...] = ()) -> Tensor:
+    """Return 36 planes with room for P tiles each, and one more, zero: (*parts, 36, P + 1, c).
 
     That one, which adds nothing to any product, keeps the planes apart: a kernel goes through all
     of them at once, and at multiples of a power of two they would share the same few places of the
     cache. It is a whole one, as products in bfloat16 first copy what has gaps in memory; in float32
     that is as fast as a gap of 64 bytes (128 and 256 channels).
+
+    Args:
+        dtype: Of the numbers.
+        tiles: P.
+        channels: c.
+        parts: Of each part of numbers that have several: axes before the others.
     """
-    made = torch.empty(36, tiles + 1, channels, dtype=dtype)
-    made[:, tiles:] = 0
+    made = torch.empty(*parts, 36, tiles + 1, channels, dtype=dtype)
+    made[..., tiles:, :] = 0
     return made
 
 

@@ -17,17 +17,17 @@ Constants = list[Theta]
 
 
 @dataclass(frozen=True)
-class RealSide:
-    """What a form may take from the real images of the class.
+class ConstantSide:
+    """What a form may take of the class's images of one side, none of it differentiable.
 
     Attributes:
         theta: Parameters that the term is about: all, or those of some layers.
         network: The network as a function of them.
-        images: (R, ch, h, w), normalised.
-        labels: (R,), all the same class.
-        gradient: g_T; empty for `with_gradient`.
+        images: Real ones, (R, ch, h, w), normalised; or synthetic ones, (S, ch, h, w).
+        labels: (R,) or (S,), all the same class.
+        gradient: That on these images: g_T, empty for `with_gradient`; or g_S.
         probes: Vectors v of the shape of theta.
-        gap: g_T - g_S as a constant, for the forms that need it.
+        gap: g_T - g_S, for the forms that need it.
         block_size: Images that go through the network at once.
         compiled: Whether gradients of first order are compiled.
     """
@@ -76,9 +76,12 @@ class CurvatureForm:
         needs_gap: Whether `constants` takes g_T - g_S.
         with_gradient: The same and g_T in one pass, if that takes less, of a network that
             `has_tangents` and with probes that do not depend on g_T.
+        slope: dQ/dimages and Q as constants, of synthetic images that are `in_kernels`: without
+            differentiating twice, so that kernels can be used throughout. None: by `term` always.
     """
 
-    constants: Callable[[RealSide], Constants]
+    constants: Callable[[ConstantSide], Constants]
     term: Callable[[SyntheticSide, Distance, Constants], Tensor]
     needs_gap: bool = False
-    with_gradient: Callable[[RealSide], tuple[Theta, Constants]] | None = None
+    with_gradient: Callable[[ConstantSide], tuple[Theta, Constants]] | None = None
+    slope: Callable[[ConstantSide, Distance, Constants], tuple[Tensor, Tensor]] | None = None

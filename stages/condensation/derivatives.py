@@ -180,6 +180,32 @@ def loss_slope(
     return (away * slope).sum() / len(labels)
 
 
+def loss_curvature(
+    theta: Theta, network: Network, images: Tensor, labels: Tensor, first: Theta, second: Theta
+) -> Tensor:
+    """Return <u, H v>, (), of images that are `in_kernels`; differentiable once, by them.
+
+    It is d2l/dtheta2 (u, v), from one pass of the logits z, their slopes z_u and z_v, and that
+    along both, z_uv: with p = softmax(z), L = diag(p) - p p' and one-hot labels e, the mean of
+    <p - e, z_uv> + z_u' L z_v.
+
+    Args:
+        theta: Parameters.
+        network: The network.
+        images: (B, ch, h, w).
+        labels: (B,).
+        first: u.
+        second: v.
+    """
+    logits, along_first, along_second, along_both = network.with_two_tangents(
+        theta, first, second, images
+    )
+    away = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
+    curved = along_first * _curved(logits, along_second)
+    curvature: Tensor = (away * along_both + curved).sum() / len(labels)
+    return curvature
+
+
 def constant_gauss_newton_vector_product(
     theta: Theta,
     network: Network,

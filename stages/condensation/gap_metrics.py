@@ -16,12 +16,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from condensation.curvature_sides import Constants, RealSide, SyntheticSide
+from condensation.curvature_sides import Constants, ConstantSide, CurvatureForm, SyntheticSide
 from condensation.derivatives import (
     constant_gauss_newton_vector_product,
     constant_hessian_vector_product,
     inner_product,
 )
+from condensation.distance_slopes import slope_along
 from condensation.distances import Distance
 from condensation.networks import Theta
 
@@ -39,7 +40,7 @@ _TINY = 1e-30
 """Smallest square that is divided by."""
 
 
-def hessian_of_gap(real: RealSide) -> Constants:
+def hessian_of_gap(real: ConstantSide) -> Constants:
     """Return H_T v."""
     return [
         constant_hessian_vector_product(
@@ -48,12 +49,12 @@ def hessian_of_gap(real: RealSide) -> Constants:
     ]
 
 
-def gauss_newton_of_gap(real: RealSide) -> Constants:
+def gauss_newton_of_gap(real: ConstantSide) -> Constants:
     """Return G_T v."""
     return [_gauss_newton_product(real, real.gap)]
 
 
-def gap_over_diagonal(real: RealSide) -> Constants:
+def gap_over_diagonal(real: ConstantSide) -> Constants:
     """Return v / (|d| + damping), d the diagonal of G_T.
 
     Estimated from the probes p as sum p * G_T p / sum p * p, of each parameter (Bekas, Kokiopoulou
@@ -73,7 +74,7 @@ def gap_over_diagonal(real: RealSide) -> Constants:
     return [{name: value / (diagonal[name] + damping) for name, value in real.gap.items()}]
 
 
-def inverse_gauss_newton_of_gap(real: RealSide) -> Constants:
+def inverse_gauss_newton_of_gap(real: ConstantSide) -> Constants:
     """Return (G_T + damping)^-1 v, by conjugate gradients.
 
     The length that a natural gradient gives the gap (Martens, "New Insights and Perspectives on the
@@ -117,7 +118,7 @@ def _moved(start: Theta, length: Tensor, direction: Theta) -> Theta:
     return {name: value + length * direction[name] for name, value in start.items()}
 
 
-def _gauss_newton_product(real: RealSide, vector: Theta) -> Theta:
+def _gauss_newton_product(real: ConstantSide, vector: Theta) -> Theta:
     return constant_gauss_newton_vector_product(
         real.theta, real.network, real.images, real.labels, vector, real.block_size
     )
@@ -138,3 +139,24 @@ def weigh_gap(synthetic: SyntheticSide, distance: Distance, weighed: Constants) 
     aligned = inner_product(gap, product)
     # A sum: under `vmap` the factor 2 would be a tensor of the host's, and CUDA graphs take none.
     return aligned + aligned - aligned.detach()
+
+
+def slope_of_weighed_gap(
+    synthetic: ConstantSide, distance: Distance, weighed: Constants
+) -> tuple[Tensor, Tensor]:
+    """Return the derivative of `weigh_gap` by the images, -2 d<g_S, w>/dimages, and its value."""
+    (product,) = weighed
+    slope = slope_along(
+        synthetic.theta,
+        synthetic.network,
+        synthetic.images,
+        synthetic.labels,
+        product,
+        synthetic.block_size,
+    )
+    return -2 * slope, inner_product(synthetic.gap, product)
+
+
+def of_weighed_gap(weighed: Callable[[ConstantSide], Constants]) -> CurvatureForm:
+    """Return the form in which M v is what is given."""
+    return CurvatureForm(weighed, weigh_gap, needs_gap=True, slope=slope_of_weighed_gap)

@@ -97,11 +97,11 @@ inline void slope_axis(const V *g, int step, V *out, int out_step) {
     out[5 * out_step] = g3;
 }
 
-// B' d B of the 6 x 6 window at `d`, whose rows are `row` vectors apart.
-template <typename T, typename S>
+// B' d B of the 6 x 6 window at `d`, whose pixels are `Step` vectors apart and whose rows `row`.
+template <typename T, typename S, int Step = 1>
 inline void transform_window(const Vec<T> *d, int row, S *out, long plane) {
     Vec<T> half[36], whole[36];
-    for (int x = 0; x < 6; x++) input_axis(d + x, row, half + x, 6);
+    for (int x = 0; x < 6; x++) input_axis(d + x * Step, row, half + x, 6);
     for (int y = 0; y < 6; y++) input_axis(half + 6 * y, 1, whole + 6 * y, 1);
     for (int e = 0; e < 36; e++) store(out + e * plane, whole[e]);
 }
@@ -115,13 +115,13 @@ inline void transform_tile(const Vec<T> *g, int row, S *out, long plane) {
     for (int e = 0; e < 36; e++) store(out + e * plane, whole[e]);
 }
 
-// A' m A of the 36 products at `m`, into a tile whose rows are `row` vectors apart.
-template <typename T, typename S>
+// A' m A of the 36 products at `m`, into a tile of pixels `Step` vectors apart and rows `row`.
+template <typename T, typename S, int Step = 1>
 inline void inverse_tile(const S *m, long plane, Vec<T> *out, int row) {
     Vec<T> products[36], half[24];
     for (int e = 0; e < 36; e++) products[e] = load(m + e * plane);
     for (int x = 0; x < 6; x++) output_axis(products + x, 6, half + x, 6);
-    for (int y = 0; y < 4; y++) output_axis(half + 6 * y, 1, out + y * row, 1);
+    for (int y = 0; y < 4; y++) output_axis(half + 6 * y, 1, out + y * row, Step);
 }
 
 template <typename T, typename S>
@@ -272,20 +272,21 @@ void block_backward(const T *slope, const T *normalised, const T *inverses, cons
 }
 
 // The first block: a direct convolution of few channels c, padded: (N, c, h, w), borders included.
-template <typename T>
+// The vectors of what comes out are `Step` apart.
+template <typename T, int Step = 1>
 inline void convolve(const T *image, const T *weight, Vec<T> bias, Vec<T> *out, long c, long h,
                      long w, long o) {
     long H = h - 2, W = w - 2;
-    for (long i = 0; i < H * W; i++) out[i] = bias;
+    for (long i = 0; i < H * W; i++) out[i * Step] = bias;
     for (long a = 0; a < c; a++) {
         Vec<T> taps[9];
         for (int t = 0; t < 9; t++) taps[t] = load(weight + (a * 9 + t) * o);
         for (long y = 0; y < H; y++)
             for (long x = 0; x < W; x++) {
                 const T *at = image + (a * h + y) * w + x;
-                Vec<T> sum = out[y * W + x];
+                Vec<T> sum = out[(y * W + x) * Step];
                 for (int t = 0; t < 9; t++) sum += taps[t] * at[t / 3 * w + t % 3];
-                out[y * W + x] = sum;
+                out[(y * W + x) * Step] = sum;
             }
     }
 }
@@ -627,6 +628,269 @@ void first_dual_images(const T *a, const T *b, const T *images, const T *weights
     }
 }
 
+// The same blocks with the slopes of all along two directions of the parameters, and along both
+// (`mixed_blocks.py`): in numbers a + b e + c f + d e f with e e = f f = 0, whose four parts are
+// `apart` from each other in memory. What goes back is in such numbers, too, the slope of each part
+// at the place of its complement (of a at e f, of b at f, of c at e, of d at 1): forward and back,
+// the formulas are then those of the block itself.
+
+template <typename T>
+struct Mixed {
+    Vec<T> part[4];
+};
+
+// Of several numbers, that part of each: every fourth vector.
+template <typename T>
+inline Vec<T> *every(Mixed<T> *numbers, int part) {
+    return reinterpret_cast<Vec<T> *>(numbers) + part;
+}
+
+template <typename T>
+inline Mixed<T> load_parts(const T *from, long apart) {
+    return {load(from), load(from + apart), load(from + 2 * apart), load(from + 3 * apart)};
+}
+
+template <typename T>
+inline void store_parts(T *to, long apart, const Mixed<T> &value) {
+    for (int e = 0; e < 4; e++) store(to + e * apart, value.part[e]);
+}
+
+template <typename T>
+inline Mixed<T> operator+(const Mixed<T> &a, const Mixed<T> &b) {
+    return {a.part[0] + b.part[0], a.part[1] + b.part[1], a.part[2] + b.part[2],
+            a.part[3] + b.part[3]};
+}
+
+template <typename T>
+inline Mixed<T> operator-(const Mixed<T> &a, const Mixed<T> &b) {
+    return {a.part[0] - b.part[0], a.part[1] - b.part[1], a.part[2] - b.part[2],
+            a.part[3] - b.part[3]};
+}
+
+template <typename T>
+inline Mixed<T> operator*(const Mixed<T> &a, const Mixed<T> &b) {
+    return {a.part[0] * b.part[0], a.part[0] * b.part[1] + a.part[1] * b.part[0],
+            a.part[0] * b.part[2] + a.part[2] * b.part[0],
+            a.part[0] * b.part[3] + a.part[3] * b.part[0] + a.part[1] * b.part[2] +
+                a.part[2] * b.part[1]};
+}
+
+template <typename T>
+inline Mixed<T> operator*(const Mixed<T> &a, T b) {
+    return {a.part[0] * b, a.part[1] * b, a.part[2] * b, a.part[3] * b};
+}
+
+// 1 / square root.
+template <typename T>
+inline Mixed<T> inverse_root(const Mixed<T> &a) {
+    Vec<T> root = {};
+    for (int v = 0; v < Vector<T>::size; v++) root[v] = 1 / __builtin_sqrt(a.part[0][v]);
+    Vec<T> square = root * root, first = root * square * T(-0.5), second = first * square * T(-1.5);
+    return {root, first * a.part[1], first * a.part[2],
+            first * a.part[3] + second * a.part[1] * a.part[2]};
+}
+
+// Where ReLU lets through what scale and shift make of a normalised number.
+template <typename T>
+inline Mixed<T> where_open(const Mixed<T> &active, const Mixed<T> &value) {
+    Vec<T> zero = {};
+    auto open = active.part[0] > zero;
+    return {open ? value.part[0] : zero, open ? value.part[1] : zero, open ? value.part[2] : zero,
+            open ? value.part[3] : zero};
+}
+
+// As `normalise`.
+template <typename T>
+inline void normalise_mixed(Mixed<T> *pixels, long p, T eps, Mixed<T> &inverse) {
+    Mixed<T> sum = {}, squares = {};
+    for (long i = 0; i < p; i++) sum = sum + pixels[i];
+    Mixed<T> mean = sum * (1 / T(p));
+    for (long i = 0; i < p; i++) {
+        pixels[i] = pixels[i] - mean;
+        squares = squares + pixels[i] * pixels[i];
+    }
+    Mixed<T> variance = squares * (1 / T(p));
+    variance.part[0] += eps;
+    inverse = inverse_root<T>(variance);
+    for (long i = 0; i < p; i++) pixels[i] = pixels[i] * inverse;
+}
+
+// As `pool`.
+template <typename T>
+inline void pool_mixed(const Mixed<T> *pixels, const Mixed<T> &scale, const Mixed<T> &shift,
+                       T *pooled, long apart, long h, long w, long o) {
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, pooled += o) {
+            Mixed<T> sum = {};
+            for (int e = 0; e < 4; e++) {
+                Mixed<T> active = pixels[(y + e / 2) * w + x + e % 2] * scale + shift;
+                sum = sum + where_open<T>(active, active);
+            }
+            store_parts<T>(pooled, apart, sum * T(0.25));
+        }
+}
+
+// As `norm_backward`, of the pixels alone; rows are `row` numbers apart.
+template <typename T>
+inline void norm_backward_mixed(Mixed<T> *pixels, long row, const T *slope, long apart,
+                                const Mixed<T> &inverse, const Mixed<T> &scale,
+                                const Mixed<T> &shift, long h, long w, long o) {
+    Mixed<T> total = {}, aligned = {};
+    const T *from = slope;
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, from += o) {
+            Mixed<T> value = load_parts<T>(from, apart) * T(0.25);
+            for (int e = 0; e < 4; e++) {
+                const Mixed<T> &at = pixels[(y + e / 2) * row + x + e % 2];
+                Mixed<T> kept = where_open<T>(at * scale + shift, value);
+                total = total + kept;
+                aligned = aligned + kept * at;
+            }
+        }
+    Mixed<T> factor = scale * inverse, offset = factor * total * (1 / T(h * w)),
+             slant = factor * aligned * (1 / T(h * w));
+    from = slope;
+    for (long y = 0; y < h; y += 2)
+        for (long x = 0; x < w; x += 2, from += o) {
+            Mixed<T> value = load_parts<T>(from, apart) * T(0.25) * factor;
+            for (int e = 0; e < 4; e++) {
+                Mixed<T> &at = pixels[(y + e / 2) * row + x + e % 2];
+                at = where_open<T>(at * scale + shift, value) - offset - at * slant;
+            }
+        }
+}
+
+// Parameters: scale, shift and bias, (4, 3, o). All else has the four parts of `block_forward`'s.
+template <typename T>
+void mixed_forward(const T *products, const T *parameters, T *normalised, T *inverses, T *pooled,
+                   T eps, long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    std::vector<Mixed<T>> pixels(h * w);
+    long kept = N * o * h * w;
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            for (int e = 0; e < 4; e++) {
+                const T *from = products + e * 36 * plane + n * h * w / 16 * o + j;
+                for (long y = 0; y < h; y += 4)
+                    for (long x = 0; x < w; x += 4, from += o)
+                        inverse_tile<T, T, 4>(from, plane, every<T>(&pixels[y * w + x], e), 4 * w);
+            }
+            Mixed<T> bias = load_parts<T>(parameters + 2 * o + j, 3 * o), inverse;
+            for (auto &pixel : pixels) pixel = pixel + bias;
+            normalise_mixed<T>(pixels.data(), h * w, eps, inverse);
+            store_parts<T>(inverses + n * o + j, N * o, inverse);
+            T *to = normalised + (n * o + j) * h * w;
+            for (const auto &pixel : pixels) {
+                store_parts<T>(to, kept, pixel);
+                to += V;
+            }
+            pool_mixed<T>(pixels.data(), load_parts<T>(parameters + j, 3 * o),
+                          load_parts<T>(parameters + o + j, 3 * o), pooled + n * h * w / 4 * o + j,
+                          N * h * w / 4 * o, h, w, o);
+        }
+}
+
+template <typename T>
+void mixed_backward(const T *slope, const T *normalised, const T *inverses, const T *parameters,
+                    T *tiles, long plane, long N, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long row = w + 2, kept = N * o * h * w;
+    std::vector<Mixed<T>> pixels((h + 2) * row, Mixed<T>{});
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            const T *from = normalised + (n * o + j) * h * w;
+            for (long y = 0; y < h; y++)
+                for (long x = 0; x < w; x++, from += V)
+                    pixels[(y + 1) * row + x + 1] = load_parts<T>(from, kept);
+            norm_backward_mixed<T>(&pixels[row + 1], row, slope + n * h * w / 4 * o + j,
+                                   N * h * w / 4 * o, load_parts<T>(inverses + n * o + j, N * o),
+                                   load_parts<T>(parameters + j, 3 * o),
+                                   load_parts<T>(parameters + o + j, 3 * o), h, w, o);
+            for (int e = 0; e < 4; e++) {
+                T *to = tiles + e * 36 * plane + n * h * w / 16 * o + j;
+                for (long y = 0; y < h; y += 4)
+                    for (long x = 0; x < w; x += 4, to += o)
+                        transform_window<T, T, 4>(every<T>(&pixels[y * row + x], e), 4 * row, to,
+                                                  plane);
+            }
+        }
+}
+
+// The first block: its images have no slopes, and its weights, (3, c * 9, o), none along both.
+template <typename T>
+inline void first_mixed(const T *image, const T *weights, const T *parameters, T eps,
+                        Mixed<T> *pixels, Mixed<T> &inverse, long c, long h, long w, long o) {
+    long p = (h - 2) * (w - 2);
+    for (int e = 0; e < 3; e++)
+        convolve<T, 4>(image, weights + e * c * 9 * o, load(parameters + (3 * e + 2) * o),
+                       every<T>(pixels, e), c, h, w, o);
+    for (long i = 0; i < p; i++) pixels[i].part[3] = Vec<T>{};
+    normalise_mixed<T>(pixels, p, eps, inverse);
+}
+
+template <typename T>
+void first_mixed_forward(const T *images, const T *weights, const T *parameters, T *pooled, T eps,
+                         long N, long c, long h, long w, long o) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2;
+    std::vector<Mixed<T>> pixels(H * W);
+    for (long n = 0; n < N; n++)
+        for (long j = 0; j < o; j += V) {
+            Mixed<T> inverse;
+            first_mixed<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
+                           inverse, c, h, w, o);
+            pool_mixed<T>(pixels.data(), load_parts<T>(parameters + j, 3 * o),
+                          load_parts<T>(parameters + o + j, 3 * o), pooled + n * H * W / 4 * o + j,
+                          N * H * W / 4 * o, H, W, o);
+        }
+}
+
+// of_images is that of `first_dual_images`; the images' own part is the complement of all slopes.
+template <typename T>
+void first_mixed_images(const T *slope, const T *images, const T *weights, const T *parameters,
+                        T *of_images, T eps, long N, long c, long h, long w, long o, long padding) {
+    constexpr int V = Vector<T>::size;
+    long H = h - 2, W = w - 2, row = W + 2, height = h - 2 * padding, width = w - 2 * padding;
+    std::vector<Mixed<T>> pixels(H * W), wide((H + 2) * row, Mixed<T>{});
+    std::vector<Vec<T>> whole(c * height * width);
+    for (long n = 0; n < N; n++) {
+        for (auto &pixel : whole) pixel = Vec<T>{};
+        for (long j = 0; j < o; j += V) {
+            Mixed<T> inverse;
+            first_mixed<T>(images + n * c * h * w, weights + j, parameters + j, eps, pixels.data(),
+                           inverse, c, h, w, o);
+            norm_backward_mixed<T>(pixels.data(), W, slope + n * H * W / 4 * o + j,
+                                   N * H * W / 4 * o, inverse,
+                                   load_parts<T>(parameters + j, 3 * o),
+                                   load_parts<T>(parameters + o + j, 3 * o), H, W, o);
+            for (long y = 0; y < H; y++)
+                std::memcpy(&wide[(y + 1) * row + 1], &pixels[y * W], W * sizeof(Mixed<T>));
+            for (long channel = 0; channel < c; channel++) {
+                Vec<T> taps[3][9], *to = &whole[channel * height * width];
+                for (int e = 0; e < 3; e++)
+                    for (int t = 0; t < 9; t++)
+                        taps[e][t] = load(weights + ((e * c + channel) * 9 + t) * o + j);
+                for (long y = 0; y < height; y++)
+                    for (long x = 0; x < width; x++, to++) {
+                        long last = (y + padding + 1) * row + x + padding + 1;
+                        Vec<T> sums[3] = {*to};
+                        for (int t = 0; t < 9; t++) {
+                            const Mixed<T> &at = wide[last - t / 3 * row - t % 3];
+                            for (int e = 0; e < 3; e++) sums[e] += taps[e][t] * at.part[3 - e];
+                        }
+                        *to = sums[0] + (sums[1] + sums[2]);
+                    }
+            }
+        }
+        T *to = of_images + n * c * height * width;
+        for (const auto &pixel : whole) {
+            T sum = 0;
+            for (int v = 0; v < V; v++) sum += pixel[v];
+            *to++ = sum;
+        }
+    }
+}
+
 }  // namespace
 
 #define FOR_PRODUCTS(T, S, name)                                                                   \
@@ -685,6 +949,24 @@ void first_dual_images(const T *a, const T *b, const T *images, const T *weights
                                              const T *e, T *f, double eps, long N, long ch,        \
                                              long h, long w, long o, long p) {                     \
         first_dual_images<T>(a, b, c, d, e, f, eps, N, ch, h, w, o, p);                            \
+    }                                                                                              \
+    extern "C" void mixed_forward_##name(const T *a, const T *b, T *c, T *d, T *e, double eps,     \
+                                         long p, long N, long h, long w, long o) {                 \
+        mixed_forward<T>(a, b, c, d, e, eps, p, N, h, w, o);                                       \
+    }                                                                                              \
+    extern "C" void mixed_backward_##name(const T *a, const T *b, const T *c, const T *d, T *e,    \
+                                          long p, long N, long h, long w, long o) {                \
+        mixed_backward<T>(a, b, c, d, e, p, N, h, w, o);                                           \
+    }                                                                                              \
+    extern "C" void first_mixed_forward_##name(const T *a, const T *b, const T *c, T *d,           \
+                                               double eps, long N, long ch, long h, long w,        \
+                                               long o) {                                           \
+        first_mixed_forward<T>(a, b, c, d, eps, N, ch, h, w, o);                                   \
+    }                                                                                              \
+    extern "C" void first_mixed_images_##name(const T *a, const T *b, const T *c, const T *d,      \
+                                              T *e, double eps, long N, long ch, long h, long w,   \
+                                              long o, long p) {                                    \
+        first_mixed_images<T>(a, b, c, d, e, eps, N, ch, h, w, o, p);                              \
     }
 
 FOR_TYPE(float, float32)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from condensation.augmentation import Augmentation, apply_augmentation
-from condensation.curvature_sides import Constants, CurvatureForm, RealSide, SyntheticSide
+from condensation.curvature_sides import Constants, ConstantSide, CurvatureForm, SyntheticSide
 from condensation.derivatives import constant_loss_gradient, loss_gradient
 from condensation.devices import to_device
 from condensation.distance_slopes import distance_slope
@@ -34,7 +34,7 @@ from condensation.distances import Distance
 from condensation.memory import with_less_memory
 from condensation.networks import Network, Theta, last_layers, part_of
 from condensation.recording import Recorded
-from condensation.stacked_classes import ClassInputs, stacked_slopes
+from condensation.stacked_classes import ClassInputs, ClassSlopes, stacked_slopes
 from condensation.streams import Lanes
 from condensation.workers import parallel_map
 
@@ -95,11 +95,11 @@ class Engine:
             graph is for, where `REAL_BLOCK` has no number; None: as many as a batch has.
         autocast: What the convolutions and products for g_T are lowered to, if to anything. All
             else is as precise as the images (on CUDA PyTorch's default, convolutions in TF32): what
-            curvature takes, and the synthetic side. With it, where there is no Q, that side goes by
-            compiled kernels of the CPU if these take all of the network's convolutions: their
-            float32 moves an image step by up to some thousandths of its length, the lowered g_T by
-            some hundredths, but the plain loop's rounding by ten-thousandths at most, so that
-            without it, it does not.
+            curvature takes, and the synthetic side. With it, that side goes by compiled kernels of
+            the CPU if these take all of the network's blocks, unless Q is about some layers alone:
+            their float32 moves an image step by up to some thousandths of its length, the lowered
+            g_T by some hundredths, but the plain loop's rounding by ten-thousandths at most, so
+            that without it, it does not.
     """
 
     compiled: bool = False
@@ -187,32 +187,83 @@ def match_class(
     images, seen, real = _augmented(synthetic, real, augmentation)
     real_labels = torch.full((len(real),), class_index, device=real.device)
     labels = torch.full((len(images),), class_index, device=images.device)
+    has_slopes = curvature is None or curvature.form.slope is not None and curvature.layers is None
+    in_kernels = has_slopes and engine.autocast is not None and network.in_kernels(seen)
+    size = engine.block_size(seen)
+    if in_kernels:
+        gradient = constant_loss_gradient(theta, network, seen.detach(), labels, size)
+    else:
+        gradient = loss_gradient(theta, network, seen, labels)
+    constants: Constants = []
     if curvature is None:
         target = _real_gradient(theta, network, real, real_labels, engine)
-        if engine.autocast and network.has_tangents and network.in_kernels(seen):
-            size = engine.block_size(seen)
-            slope, loss = distance_slope(theta, network, seen, labels, target, distance, size)
-            of_distance = _through(seen, images, slope)
-        else:
-            loss = distance(loss_gradient(theta, network, seen, labels), target)
-            (of_distance,) = torch.autograd.grad(loss, images)
-        zero = torch.zeros_like(loss).detach()
-        return Matched(of_distance, loss.detach(), zero, zero, zero)
+    else:
+        target, probes, constants = _of_real(
+            theta, network, real, real_labels, probes, gradient, curvature, engine
+        )
+    inputs = ClassInputs(seen, labels, target, [*probes], constants)
+    if in_kernels:
+        slopes = _by_kernels(theta, network, inputs, gradient, distance, curvature, size)
+        slopes = slopes.through(seen, images)
+    else:
+        slopes = _by_operators(theta, network, images, inputs, gradient, distance, curvature)
+    return _weighed(slopes, curvature)
 
-    gradient = loss_gradient(theta, network, seen, labels)
-    target, probes, constants = _of_real(
-        theta, network, real, real_labels, probes, gradient, curvature, engine
-    )
+
+def _by_operators(
+    theta: Theta,
+    network: Network,
+    leaf: Tensor,
+    inputs: ClassInputs,
+    gradient: Theta,
+    distance: Distance,
+    curvature: Curvature | None,
+) -> ClassSlopes:
+    # By the leaf that the images of `inputs` come from; differentiated through `gradient`, g_S.
+    images, labels, target, probes, constants = inputs
     loss = distance(gradient, target)
+    (of_distance,) = torch.autograd.grad(loss, leaf, retain_graph=curvature is not None)
+    if curvature is None:
+        return ClassSlopes.of_order_1(of_distance, loss.detach())
     own, part = _part(theta, network, curvature)
-    side = SyntheticSide(
-        own, part, seen, labels, part_of(gradient, own), part_of(target, own), probes
-    )
+    ours, theirs = (part_of(each, own) for each in (gradient, target))
+    side = SyntheticSide(own, part, images, labels, ours, theirs, probes)
     term = curvature.form.term(side, distance, constants)
-    (of_distance,) = torch.autograd.grad(loss, images, retain_graph=True)
-    (of_term,) = torch.autograd.grad(term, images)
+    (of_term,) = torch.autograd.grad(term, leaf)
+    return ClassSlopes(of_distance, loss.detach(), of_term, term.detach())
+
+
+def _by_kernels(
+    theta: Theta,
+    network: Network,
+    inputs: ClassInputs,
+    gradient: Theta,
+    distance: Distance,
+    curvature: Curvature | None,
+    block_size: int,
+) -> ClassSlopes:
+    # By the images of `inputs`, which are `in_kernels`; `gradient`, g_S, is a constant.
+    images, labels, target, probes, constants = inputs
+    images = images.detach()
+    of_distance, loss = distance_slope(
+        theta, network, images, labels, gradient, target, distance, block_size
+    )
+    if curvature is None:
+        return ClassSlopes.of_order_1(of_distance, loss)
+    gap = {}
+    if curvature.form.needs_gap:
+        gap = {name: target[name] - value for name, value in gradient.items()}
+    side = ConstantSide(theta, network, images, labels, gradient, probes, gap, block_size)
+    assert curvature.form.slope is not None and curvature.layers is None
+    return ClassSlopes(of_distance, loss, *curvature.form.slope(side, distance, constants))
+
+
+def _weighed(slopes: ClassSlopes, curvature: Curvature | None) -> Matched:
+    of_distance, loss, of_term, term = slopes
+    if curvature is None:
+        return Matched(of_distance, loss, term, term, term)
     combined, ratio, cosine = weigh(of_distance, of_term, curvature.weight)
-    return Matched(combined, loss.detach(), term.detach(), ratio, cosine)
+    return Matched(combined, loss, term, ratio, cosine)
 
 
 def match_classes(
@@ -268,21 +319,11 @@ def match_classes(
     form, names = None, []
     if curvature is not None:
         form, names = curvature.form, curvature.names(theta)
-    matched = []
-    for (leaf, seen), slopes in zip(
-        sides,
-        stacked_slopes(theta, network, inputs, distance, form, names, engine.compiled),
-        strict=True,
-    ):
-        of_distance, of_term = (
-            _through(seen, leaf, slope) for slope in (slopes.of_distance, slopes.of_term)
-        )
-        zero = torch.zeros_like(slopes.distance)
-        combined, ratio, cosine = of_distance, zero, zero
-        if curvature is not None:
-            combined, ratio, cosine = weigh(of_distance, of_term, curvature.weight)
-        matched.append(Matched(combined, slopes.distance, slopes.term, ratio, cosine))
-    return matched
+    found = stacked_slopes(theta, network, inputs, distance, form, names, engine.compiled)
+    return [
+        _weighed(slopes.through(seen, leaf), curvature)
+        for (leaf, seen), slopes in zip(sides, found, strict=True)
+    ]
 
 
 def _augmented(
@@ -294,13 +335,6 @@ def _augmented(
         return leaf, leaf, real
     seen, real = (apply_augmentation(side, augmentation) for side in (leaf, real))
     return leaf, seen, real
-
-
-def _through(seen: Tensor, leaf: Tensor, slope: Tensor) -> Tensor:
-    # The slope by the images, of that by what the network sees of them.
-    if seen is leaf:
-        return slope
-    return torch.autograd.grad(seen, leaf, slope, retain_graph=True)[0]
 
 
 def _real_gradient(
@@ -339,7 +373,7 @@ def _of_real(
     # that need the gap. The vectors and constants are of the parameters that the term is about.
     own, part = _part(theta, network, curvature)
     images = slice(curvature.real_per_class)
-    side = RealSide(
+    side = ConstantSide(
         own,
         part,
         real[images],

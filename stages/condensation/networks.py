@@ -19,6 +19,7 @@ from condensation.deep_networks import alexnet, resnet18, vgg11
 from condensation.devices import to_device
 from condensation.fused import fused
 from condensation.layers import ACTIVATIONS, POOLINGS, mnist_border, require_size
+from condensation.mixed_tangents import mixed_pass
 from condensation.normalisation import NORMS, BatchNorm, channel_statistics
 from condensation.tangents import has_rules, in_kernels, tangent_pass
 
@@ -63,7 +64,7 @@ class Network:
         return has_rules(self.module)
 
     def in_kernels(self, images: Tensor) -> bool:
-        """Whether compiled kernels take all convolutions of images (B, ch, h, w)."""
+        """Whether what takes time with images (B, ch, h, w) goes by kernels; it `has_tangents`."""
         return in_kernels(self.module, images)
 
     def with_tangent(self, theta: Theta, vector: Theta, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,23 @@ class Network:
         values = {**theta, **self.statistics}
         logits, slope = tangent_pass(self.module, values, vector, images)
         return logits, torch.zeros_like(logits) if slope is None else slope
+
+    def with_two_tangents(
+        self, theta: Theta, first: Theta, second: Theta, images: Tensor
+    ) -> Tensor:
+        """Return the logits, their derivatives along two directions, and that along both.
+
+        Args:
+            theta: Parameters.
+            first: A direction, of the shape of theta.
+            second: The other.
+            images: (B, ch, h, w), `in_kernels`.
+
+        Returns:
+            (4, B, C), differentiable once, by the images.
+        """
+        assert isinstance(self.module, nn.Sequential)
+        return mixed_pass(self.module, {**theta, **self.statistics}, first, second, images)
 
     def _call(self, module: nn.Module, theta: Theta, images: Tensor) -> Tensor:
         # `functional_call` puts theta into the module while it runs, so each thread needs its own.

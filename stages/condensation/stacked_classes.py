@@ -61,6 +61,21 @@ class ClassSlopes(NamedTuple):
     of_term: Tensor
     term: Tensor
 
+    @classmethod
+    def of_order_1(cls, of_distance: Tensor, distance: Tensor) -> "ClassSlopes":
+        """Return them without a second term."""
+        return cls(of_distance, distance, torch.zeros_like(of_distance), torch.zeros_like(distance))
+
+    def through(self, seen: Tensor, leaf: Tensor) -> "ClassSlopes":
+        """Return them by the leaf that the images `seen` by the network come from."""
+        if seen is leaf:
+            return self
+        of_distance, of_term = (
+            torch.autograd.grad(seen, leaf, slope, retain_graph=True)[0]
+            for slope in (self.of_distance, self.of_term)
+        )
+        return self._replace(of_distance=of_distance, of_term=of_term)
+
 
 Transform = Callable[[Theta, Theta, ClassInputs], ClassSlopes]
 """`(theta, statistics, inputs of C classes) -> slopes of C classes`."""
@@ -103,9 +118,7 @@ def stacked_transform(
 
         of_distance, loss = grad_and_value(first)(images)
         if form is None:
-            return ClassSlopes(
-                of_distance, loss, torch.zeros_like(of_distance), torch.zeros_like(loss)
-            )
+            return ClassSlopes.of_order_1(of_distance, loss)
         return ClassSlopes(of_distance, loss, *grad_and_value(second)(images))
 
     transform: Transform = vmap(of_class, in_dims=(None, None, 0))

@@ -34,6 +34,9 @@ class Pair(NamedTuple):
     slope: Tensor | None
 
 
+HEAD = (nn.Flatten, nn.Linear, nn.Identity)
+"""What may follow the blocks of a network that goes by kernels: linear layers, and linear maps."""
+
 Rule = Callable[[nn.Module, Values, Values, Pair], Pair]
 """`(layer, its parameters and constants, their slopes, input) -> output`."""
 
@@ -56,7 +59,7 @@ def tangent_pass(module: nn.Sequential, theta: Values, vector: Values, images: T
         images: (B, ch, h, w); they may require a gradient.
     """
     names, layers = zip(*module.named_children(), strict=True)
-    own, moving = (_by_layer(values, names) for values in (theta, vector))
+    own, moving = (by_layer(values, names) for values in (theta, vector))
     at, position = Pair(images, None), 0
     while position < len(layers):
         block = slice(position, position + 4)
@@ -71,9 +74,9 @@ def tangent_pass(module: nn.Sequential, theta: Values, vector: Values, images: T
 
 
 def in_kernels(module: nn.Module, images: Tensor) -> bool:
-    """Whether all convolutions of images (B, ch, h, w) are in blocks that compiled kernels take.
+    """Whether images (B, ch, h, w) go through blocks that compiled kernels take, and `HEAD`.
 
-    The first is of few channels; of one block alone, kernels are not faster.
+    The first block is of few channels; of one alone, kernels are not faster.
     """
     if type(module) is not nn.Sequential:
         return False
@@ -86,11 +89,11 @@ def in_kernels(module: nn.Module, images: Tensor) -> bool:
         height, width = fused.filtered_size(at, convolution)
         at = at.new_empty(len(at), convolution.out_channels, height // 2, width // 2)
         layers, taken = layers[4:], taken + 1
-    return taken > 1 and not any(isinstance(layer, nn.Conv2d) for layer in layers)
+    return taken > 1 and all(type(layer) in HEAD for layer in layers)
 
 
-def _by_layer(values: Values, names: Sequence[str]) -> list[dict[str, Tensor]]:
-    # Of each layer its values, by their own names; empty where it has none.
+def by_layer(values: Values, names: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Return of each layer its values, by their own names; empty where it has none."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in values.items():
         layer, _, own = name.rpartition(".")
