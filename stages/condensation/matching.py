@@ -98,8 +98,8 @@ class Engine:
             curvature takes, and the synthetic side. With it, that side goes by compiled kernels of
             the CPU if these take all of the network's blocks, unless Q is about some layers alone:
             their float32 moves an image step by up to some thousandths of its length, the lowered
-            g_T by some hundredths, but the plain loop's rounding by ten-thousandths at most, so
-            that without it, it does not.
+            g_T by some hundredths or tenths, but the plain loop's rounding usually by no more than
+            ten-thousandths, so that without it, it does not.
     """
 
     compiled: bool = False
