@@ -264,6 +264,22 @@ def test_the_slope_of_a_distance_is_that_of_differentiating_twice(
     assert network.in_kernels(images) == compiled
 
 
+def curvature_is_that_of_differentiating_again(
+    theta: Theta, network: Network, images: Tensor, first: Theta, second: Theta
+) -> None:
+    """Its value, and its slope by the images."""
+
+    def curvature(images: Tensor) -> Tensor:
+        return inner_product(hessian_vector_product(theta, network, images, LABELS, second), first)
+
+    expected, wanted = torch.func.grad_and_value(curvature)(images)
+    learned = images.clone().requires_grad_()
+    value = loss_curvature(theta, network, learned, LABELS, first, second)
+    (found,) = torch.autograd.grad(value, learned)
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-10)
+    same({"images": found}, {"images": expected})
+
+
 @pytest.mark.parametrize("layers", [None, 1, 2, 4])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 16)], ids=str)
 def test_the_curvature_along_two_directions_is_that_of_differentiating_again(
@@ -284,16 +300,7 @@ def test_the_curvature_along_two_directions_is_that_of_differentiating_again(
     if not compiled:
         pytest.skip("by kernels alone")
     assert part.in_kernels(images)
-
-    def curvature(images: Tensor) -> Tensor:
-        return inner_product(hessian_vector_product(own, part, images, LABELS, second), first)
-
-    expected, wanted = torch.func.grad_and_value(curvature)(images)
-    learned = images.clone().requires_grad_()
-    value = loss_curvature(own, part, learned, LABELS, first, second)
-    (found,) = torch.autograd.grad(value, learned)
-    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-10)
-    same({"images": found}, {"images": expected})
+    curvature_is_that_of_differentiating_again(own, part, images, first, second)
 
 
 def test_the_slope_of_the_loss_is_what_it_is_where_no_parameter_moves(compiled: bool) -> None:
@@ -349,16 +356,7 @@ def test_after_the_blocks_there_are_linear_maps_alone(
         }
         for seed in (6, 7, 8)
     )
-
-    def curvature(images: Tensor) -> Tensor:
-        return inner_product(hessian_vector_product(theta, network, images, LABELS, second), first)
-
-    expected, wanted = torch.func.grad_and_value(curvature)(images)
-    learned = images.clone().requires_grad_()
-    value = loss_curvature(theta, network, learned, LABELS, first, second)
-    (found,) = torch.autograd.grad(value, learned)
-    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-10)
-    same({"images": found}, {"images": expected})
+    curvature_is_that_of_differentiating_again(theta, network, images, first, second)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 5])
