@@ -60,6 +60,11 @@ PROGRAMS = {
     "torchrun",
 }
 README = (ROOT / "README.md").read_text()
+READMES = [
+    Path("README.md"),
+    *sorted(path.relative_to(ROOT) for path in ROOT.glob("results/**/README.md")),
+]
+"""That of the repository, the benchmarks' and each study's."""
 STUDIES = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("results/studies/*/dvc.lock"))
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -259,9 +264,9 @@ def test_what_the_readme_sets_as_code_exists() -> None:
             assert re.search(rf"^{name}\b", modules, re.MULTILINE), f"README.md: no {name}"
 
 
-def readme_commands() -> list[str]:
-    """Return each command of the README's blocks of shell commands."""
-    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", README, re.M | re.S)
+def commands_of(text: str) -> list[str]:
+    """Return each command of a README's blocks of shell commands."""
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.M | re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [line.removeprefix("$ ") for line in lines]
     return [part for line in commands for part in re.split(r"\s+(?:&&|;)\s+", line) if part]
@@ -305,35 +310,51 @@ def check_settings(assignments: list[str], tmp_path: Path) -> None:
             load_params(tmp_path / "params.yaml")
 
 
-def test_commands_of_the_readme_are_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("readme", READMES, ids=str)
+def test_commands_of_a_readme_are_right(readme: Path, tmp_path: Path) -> None:
     """Programs, subcommands, options, stages, settings and files; nothing is run."""
-    commands = readme_commands()
+    commands = commands_of((ROOT / readme).read_text())
+    assert commands
     for line in commands:
         words = shlex.split(line, comments=True)
         if not words:
             continue
         program, *arguments = words
-        assert program in PROGRAMS or (ROOT / program).is_file(), f"README.md: {line}"
+        assert program in PROGRAMS or (ROOT / program).is_file(), f"{readme}: {line}"
         if program == "dvc":
             parsed = get_main_parser().parse_args(arguments)  # raises for what dvc does not take
             check_settings(getattr(parsed, "set_param", None) or [], tmp_path)
             if arguments[0] in ("repro", "exp") and getattr(parsed, "func", None):
                 for target in getattr(parsed, "targets", None) or []:
                     known = target.split("@")[0] in STAGES or (ROOT / target).is_file()
-                    assert known, f"README.md: no stage {target}"
+                    assert known, f"{readme}: no stage {target}"
         for word in arguments if program not in ("git", "cd") else []:
             looks_like_file = re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?|[\w-]+\.(py|txt|yaml|md)", word)
             if looks_like_file and not re.match(r"-|https?:", word):
                 check_file(word.split("::")[0])
-    for expected in ("pip install -r requirements.txt", "pytest", "dvc repro"):
-        assert any(expected in line for line in commands), f"README.md does not say `{expected}`"
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", README):
-        name = "".join(target)
-        if not re.match(r"https?:|mailto:", name):
-            assert (ROOT / name) in files() or (ROOT / name).is_dir(), f"README.md: no {name}"
+@pytest.mark.parametrize("expected", ["pip install -r requirements.txt", "pytest", "dvc repro"])
+def test_the_readme_says_how_to_begin(expected: str) -> None:
+    assert any(expected in line for line in commands_of(README))
+
+
+def anchors(text: str) -> set[str]:
+    """Return what links to the headings of a README end with, after `#`."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=str)
+def test_links_of_a_readme_lead_somewhere(readme: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / readme).read_text())
+    assert links
+    for link in links:
+        if not re.match(r"https?:|mailto:", link):
+            name, _, anchor = link.partition("#")
+            target = (ROOT / readme.parent / name).resolve() if name else ROOT / readme
+            assert target in files() or target.is_dir(), f"{readme}: no {name}"
+            assert not anchor or anchor in anchors(target.read_text()), f"{readme}: no #{anchor}"
 
 
 @pytest.mark.parametrize("network", load_params(ROOT / "params.yaml").evaluate.networks)
@@ -346,7 +367,7 @@ def test_the_readme_tells_the_measured_figures(network: str) -> None:
         row for row in README.splitlines() if row.startswith(f"| `{network}` |") and "±" in row
     ]
     assert "{accuracy:.1f} ± {std:.1f} (n = {n})".format(**measured) in row
-    assert "{ceiling:.1f} ± {ceiling_std:.2f} (n = {ceiling_n})".format(**measured) in row
+    assert "{ceiling:.2f} ± {ceiling_std:.2f} (n = {ceiling_n})".format(**measured) in row
     assert "{retained:.1f} %".format(**measured) in row
 
 
@@ -360,11 +381,13 @@ MEASURED = {row["label"]: row for row in csv.DictReader(SUMMARY)}
 def test_the_readme_tells_what_the_study_of_data_measured(label: str) -> None:
     published = yaml.safe_load((DATASETS / "params.yaml").read_text())["published"][label]
     last = MEASURED[label]
+    mean, std = published[last["network"]]
+    accuracy = float(last["accuracy"])
     (line,) = [line for line in README.splitlines() if line.startswith(f"| {label} |")]
-    ours = f"{float(last['accuracy']):.1f} ± {float(last['std']):.1f} (n = {last['networks']})"
-    theirs = "{} ± {}".format(*published[last["network"]])
+    ours = f"{accuracy:.2f} ± {float(last['std']):.2f} (n = {last['networks']})"
     told = [cell.strip() for cell in line.strip("|").split("|")]
-    assert told == [label, last["iteration"], ours, theirs]
+    difference = f"{accuracy - mean:+.2f}"
+    assert told[:5] == [label, last["iteration"], ours, f"{mean} ± {std}", difference]
     tables = (DATASETS / "tables.md").read_text().splitlines()
     (row,) = [row for row in tables if row.startswith(f"| {label} |")]
-    assert f"| {ours.split()[0]} ± " in row
+    assert f"| {accuracy:.1f} ± " in row
