@@ -1,8 +1,10 @@
 """Downloads: whole and checked or not at all; and the formats of the published files."""
 
+import errno
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import struct
 import tarfile
@@ -33,13 +35,19 @@ def md5(content: bytes) -> str:
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `CONTENT`; the first `breaks` answers end in the middle."""
+    """Serves `CONTENT`; the first `breaks` answers end in the middle.
+
+    At `/gone` there is nothing, and the length of `/odd` is no number.
+    """
 
     breaks = 0
 
     def do_GET(self) -> None:
+        if self.path == "/gone":
+            self.send_error(404)
+            return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("Content-Length", "odd" if self.path == "/odd" else str(len(CONTENT)))
         self.end_headers()
         broken, Server.breaks = Server.breaks > 0, Server.breaks - 1
         self.wfile.write(CONTENT[: len(CONTENT) // 2 if broken else None])
@@ -85,13 +93,59 @@ def test_another_file_than_the_published_is_refused(address: str, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_file_that_is_not_published_any_more_is_said(address: str, tmp_path: Path) -> None:
+    gone = address.replace("/file.bin", "/gone")
+    with pytest.raises(OSError) as caught:
+        fetch([RemoteFile("file.bin", gone, "")], tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: has no file.bin; put them there") and gone in message
+    assert message.endswith("could not be downloaded (HTTP Error 404: Not Found)")
+
+
+def test_a_length_that_is_no_number_is_none(address: str, tmp_path: Path) -> None:
+    Server.breaks = 0
+    odd = address.replace("/file.bin", "/odd")
+    fetch([RemoteFile("file.bin", odd, md5(CONTENT))], tmp_path)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def no_network(*_: object, **__: object) -> None:
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_empty_folder_that_was_there_stays(
+    is_link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "own"
+    if is_link:
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to("elsewhere")
+    else:
+        folder.mkdir()
+    monkeypatch.setattr(downloads, "urlopen", no_network)
+    with pytest.raises(OSError, match=r"/own: has no a; put them there, .* \(no network\)$"):
+        fetch([RemoteFile("a", "http://a", "")], folder)
+    assert [*folder.iterdir()] == []
+
+
+def test_a_folder_that_cannot_be_removed_hides_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "rmdir", refuse)
+    monkeypatch.setattr(downloads, "urlopen", no_network)
+    with pytest.raises(OSError, match=r"/own: has no a; put them there, .* \(no network\)$"):
+        fetch([RemoteFile("a", "http://a", "")], tmp_path / "own")
+    assert [*(tmp_path / "own").iterdir()] == []
+
+
 @pytest.mark.parametrize("name", [name for name, files in DOWNLOADS.items() if files])
 def test_without_a_network_the_files_are_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(downloads, "urlopen", no_network)
     with pytest.raises(OSError) as caught:

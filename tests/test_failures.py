@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from condensation.artefacts import read_synthetic_set, write_synthetic_set
 from condensation.condensation_progress import Condensation
 from condensation.distances import DISTANCES
 from condensation.documents import Picture, to_html
+from condensation.downloads import RemoteFile, fetch
 from condensation.files import check_writable, together, write_at_once, write_bytes
 from condensation.health import (
     EXPLODED,
@@ -393,6 +395,41 @@ def test_of_several_sets_a_full_disk_leaves_none(
     with pytest.raises(OSError, match=r"set-1/synthetic\.safetensors: cannot be written"):
         run_here(folder, "initialize", monkeypatch)
     assert outputs(folder) == {}
+
+
+def test_a_full_disk_ends_a_download_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """It is no fault of the network, which another attempt could pass."""
+    published, asked = tmp_path / "published", []
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        return urllib.request.urlopen(*arguments, **options)
+
+    published.write_bytes(bytes(200_000))
+    monkeypatch.setattr("condensation.downloads.urlopen", ask)
+    request.getfixturevalue("full_disk")
+    path = tmp_path / "raw/file"
+    with pytest.raises(OSError) as error:
+        fetch([RemoteFile("file", published.as_uri(), "")], path.parent)
+    assert str(error.value) == f"{path}: cannot be written (File too large)"
+    assert len(asked) == 1 and [*tmp_path.iterdir()] == [published]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "something temporary")
+
+    asked: list[object] = []
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("condensation.downloads.urlopen", lambda *_, **__: asked.append(_))
+    with pytest.raises(OSError) as error:
+        fetch([RemoteFile("file", "http://file", "")], tmp_path)
+    assert str(error.value) == f"{tmp_path / 'file'}: cannot be written (Read-only file system)"
+    assert not asked
 
 
 def test_a_report_takes_pictures_that_have_no_place_yet(tmp_path: Path) -> None:
