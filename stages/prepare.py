@@ -8,7 +8,7 @@ from torch import Tensor
 from condensation.datasets import Dataset, write_prepared
 from condensation.params import load_params, run_stage
 from condensation.randomness import generator
-from condensation.raw_data import read_raw
+from condensation.raw_data import not_read, read_raw
 
 BLOCK = 1000
 """Images whose pixels are counted at once: they take four times the memory meanwhile."""
@@ -63,6 +63,8 @@ def main() -> None:
     )
     folder = None if settings.raw is None else Path(settings.raw)
     raw = read_raw(params.dataset, folder, settings.image_size, settings.seed)
+    if others := not_read(params.dataset):
+        print(f"prepare: nothing is read of {', '.join(others)}; takes the folders train and test")
     validation_index = draw_validation(
         raw.train_labels, settings.validation_per_class, len(raw.class_names), settings.seed
     )

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import struct
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,79 @@ def test_a_folder_of_colour_images(tmp_path: Path) -> None:
     assert sorted(everything) == sorted(expected)
 
 
+@pytest.mark.parametrize("parts", [("train",), ("train", "test")], ids=len)
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_each_image_keeps_its_label(kind: str, parts: tuple[str, ...], tmp_path: Path) -> None:
+    """All pixels of an image are 20 times its class and its number, 100 more in the test part."""
+    wanted = [
+        (part, name, 100 * parts.index(part) + 20 * label + number)
+        for part in parts
+        for label, (name, count) in enumerate(SIZES.items())
+        for number in range(count)
+    ]
+    path = tmp_path / "own.npz"
+    if kind == "folder":
+        path = tmp_path
+        for part, name, value in wanted:
+            (path / part / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), value).save(path / part / name / f"{value % 7} {value}.png")
+    else:
+        arrays = {"class_names": np.array([*SIZES])}
+        for part, prefix in zip(parts, ("", "test_"), strict=False):
+            values = np.array([value for each, _, value in wanted if each == part], np.uint8)
+            values = np.random.default_rng(0).permutation(values)
+            arrays[f"{prefix}images"] = np.tile(values[:, None, None], (1, 8, 8))
+            arrays[f"{prefix}labels"] = values % 100 // 20
+        make_arrays(path, **arrays)
+    raw = read_own_images(path, None, 0)
+    found = []
+    for part, images, labels in (
+        (parts[0], raw.train_images, raw.train_labels),
+        (parts[-1], raw.test_images, raw.test_labels),
+    ):
+        assert len(images) == len(labels) > 0 and (images == images[:, :, :1, :1]).all()
+        values_of_part = images[:, 0, 0, 0].tolist()
+        names = [raw.class_names[label] for label in labels.tolist()]
+        found += [(part, *each) for each in zip(names, values_of_part, strict=True)]
+    assert sorted(found) == sorted(wanted)
+
+
 def test_the_test_part_follows_the_seed(tmp_path: Path) -> None:
     make_folder(tmp_path)
     first, again, other = (read_own_images(tmp_path, None, seed) for seed in (0, 0, 1))
     assert torch.equal(first.test_images, again.test_images)
     assert not torch.equal(first.test_images, other.test_images)
+
+
+def test_hidden_files_linked_classes_and_large_endings(tmp_path: Path) -> None:
+    """As a Mac, a full disk and a camera leave them."""
+    make_folder(tmp_path / "own")
+    for place in ("own", "own/train", "own/train/ant"):
+        (tmp_path / place / ".DS_Store").write_text("no image")
+    (tmp_path / "disk").mkdir()
+    for number in range(2):
+        Image.fromarray(picture(f"dog {number}", 8, 8, 3)).save(tmp_path / f"disk/{number}.PNG")
+    (tmp_path / "own/train/dog").symlink_to("../../disk")
+    raw = read_own_images(tmp_path / "own", None, 0)
+    assert raw.class_names == ("ant", "bee", "cat", "dog")
+    assert raw.train_labels.bincount().tolist() == [10, 2, 4, 1]
+    assert raw.test_labels.bincount().tolist() == [2, 1, 1, 1]
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "blüte") for form in ("NFC", "NFD"))
+"""One name, as a keyboard gives it and as an archive of a Mac has it."""
+
+
+def test_a_name_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    make_folder(tmp_path, "test")
+    for part, name in (("train", COMPOSED), ("test", DECOMPOSED)):
+        (tmp_path / part / "bee").rename(tmp_path / part / name)
+    raw = read_own_images(tmp_path, None, 0)
+    assert raw.class_names == ("ant", COMPOSED, "cat") and COMPOSED != DECOMPOSED
+    assert raw.train_labels.bincount().tolist() == raw.test_labels.bincount().tolist() == [12, 3, 5]
+    path = make_arrays(tmp_path / "own.npz", class_names=np.array(["ant", DECOMPOSED]))
+    assert read_own_images(path, None, 0).class_names == ("ant", COMPOSED)
 
 
 def test_a_folder_with_a_test_part_of_grey_images(tmp_path: Path) -> None:
@@ -135,6 +204,11 @@ def test_an_npz_file(shape: tuple[int, ...], tmp_path: Path) -> None:
     assert np.array_equal(pixels, images) and raw.train_labels.dtype == torch.int64
 
 
+def test_the_ending_of_an_npz_file_may_be_in_capitals(tmp_path: Path) -> None:
+    path = make_arrays(tmp_path / "own.npz").rename(tmp_path / "own.NPZ")
+    assert read_own_images(path, None, 0).class_names == ("0", "1")
+
+
 def test_names_of_an_npz_file_may_be_bytes(tmp_path: Path) -> None:
     names = np.array(["blüte", "cat"])
     path = make_arrays(tmp_path / "own.npz", class_names=np.char.encode(names, "utf-8"))
@@ -164,6 +238,10 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "train/ant/note.txt").write_text("no image"),
         r"train/ant/note\.txt: cannot be read \(it is no picture that Pillow can read\)",
     ),
+    "no image either": (
+        lambda folder: (folder / "train/bee/Thumbs.db").write_text("no image"),
+        r"train/bee/Thumbs\.db: cannot be read \(it is no picture that Pillow can read\)",
+    ),
     "truncated": (
         lambda folder: truncate(folder / "train/bee/01.png"),
         r"train/bee/01\.png: cannot be read \(",
@@ -192,6 +270,10 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (make_folder(folder, "test") / "test/dog").mkdir(),
         r"test/dog: is no class; train has ant, bee, cat",
     ),
+    "part in capitals": (
+        lambda folder: (folder / "Test").mkdir(),
+        r"Test: is not read; takes the name 'test'",
+    ),
 }
 """What is done to a folder, and what is said of it."""
 
@@ -218,25 +300,113 @@ def test_all_that_is_wrong_in_a_folder_is_named_at_once(tmp_path: Path) -> None:
         assert sum(re.match(f"  {message}", line) is not None for line in lines) == 1
 
 
+def close(folder: Path, may: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a folder be listed or entered and not the other.
+
+    As a system does for others than its administrator, who may do both.
+    """
+    list_folder, is_folder = Path.iterdir, Path.is_dir
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def listed(path: Path) -> Iterator[Path]:
+        if path == folder and may != "list":
+            refuse(path)
+        return list_folder(path)
+
+    def asked(path: Path) -> bool:
+        if path.parent == folder and may != "enter":
+            refuse(path)
+        return is_folder(path)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    monkeypatch.setattr(Path, "is_dir", asked)
+
+
+@pytest.mark.parametrize("may", ["enter", "list"])
 def test_a_class_that_must_not_be_read_is_named_with_all_that_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    may: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(tmp_path)
     truncate(tmp_path / "train/bee/01.png")
-    list_folder = Path.iterdir
-
-    def refuse(folder: Path) -> Iterator[Path]:
-        # What a system says to others than its administrator, who may read all.
-        if folder.name == "cat":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        return list_folder(folder)
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    close(tmp_path / "train/cat", may, monkeypatch)
     with pytest.raises(ValueError) as caught:
         read_own_images(tmp_path, None, 0)
     _, closed, broken = str(caught.value).splitlines()  # and no word of the class's images
     assert closed == "  train/cat: cannot be read (Permission denied)"
     assert broken.startswith("  train/bee/01.png: cannot be read (")
+
+
+@pytest.mark.parametrize("may", ["enter", "list"])
+@pytest.mark.parametrize(
+    "place, said",
+    [
+        ("", "it cannot"),
+        ("train", "Test: .*\n  train: cannot"),
+        ("test", "Test: .*\n  test: cannot"),
+    ],
+)
+def test_a_part_that_must_not_be_read_is_named(
+    place: str, said: str, may: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(make_folder(tmp_path), "test")
+    (tmp_path / "Test").mkdir()
+    close(tmp_path / place, may, monkeypatch)
+    message = rf"cannot be used:\n  {said} be read \(Permission denied\)$"
+    with pytest.raises(ValueError, match=message):
+        read_own_images(tmp_path, None, 0)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_folders_of_one_name_are_named(part: str, tmp_path: Path) -> None:
+    make_folder(make_folder(tmp_path), "test")
+    for each in ("train", "test"):
+        (tmp_path / each / "bee").rename(tmp_path / each / COMPOSED)
+    (tmp_path / part / DECOMPOSED).mkdir()
+    with pytest.raises(
+        ValueError,
+        match=rf"cannot be used:\n  {part}/{COMPOSED}: are 2 folders, whose names differ",
+    ) as caught:
+        read_own_images(tmp_path, None, 0)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_test_part_that_is_no_folder_is_named(is_link: bool, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    if is_link:
+        (tmp_path / "test").symlink_to("nowhere")
+    else:
+        (tmp_path / "test").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be used:\n  test: is no folder$"):
+        read_own_images(tmp_path, None, 0)
+
+
+def test_a_training_part_in_capitals_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path, "TRAIN")
+    with pytest.raises(
+        ValueError,
+        match=r"has no folder 'train' of .*\n  TRAIN: is not read; takes the name 'train'$",
+    ):
+        read_own_images(tmp_path, None, 0)
+
+
+def test_other_folders_beside_the_parts_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(tmp_path, {"dataset": "./own"})
+    make_folder(tmp_path / "data/own")
+    (tmp_path / "data/own/README.txt").write_text("no folder")
+    run_here(tmp_path, "prepare", monkeypatch)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    for name in ("val", "more\nimages", ".cache"):
+        (tmp_path / "data/own" / name).mkdir()
+    run_here(tmp_path, "prepare", monkeypatch)
+    _, said, _ = capsys.readouterr().out.splitlines()
+    assert said == (
+        r"prepare: nothing is read of more\nimages, val; takes the folders train and test"
+    )
 
 
 def test_a_class_that_is_too_small_is_named_with_all_that_is_wrong(tmp_path: Path) -> None:
@@ -331,6 +501,16 @@ def test_classes_with_too_few_images(
             r"test_images: have channels: 1, images: 3$",
         ),
         (
+            {"test_images": picture("t", 2, 9, 8), "test_labels": np.array([0, 2])},
+            r"test_images: have channels: 1, images: 3\n"
+            r"  test_images: are 9 x 8, images 8 x 8 \(height x width\); .*\n"
+            r"  test_labels: that of image 1 is 2, no class from 0 to 1$",
+        ),
+        (
+            {"labels": 2 * (np.arange(10) % 2)},
+            r"class '1' has 0 training images, takes at least 2 \(one of them becomes the test",
+        ),
+        (
             {"labels": np.array([10, *range(9)])},
             r"labels: that of image 0 is 10, takes whole numbers from 0 to 9: no more classes",
         ),
@@ -362,6 +542,10 @@ def test_classes_with_too_few_images(
             r"labels: that of image 1 is 1, no class from 0 to 0\n(.*\n)+.* that of image 9 is 1",
         ),
         ({"class_names": np.array(["a", "a"])}, r"class_names: a name is given twice"),
+        (
+            {"class_names": np.array([COMPOSED, DECOMPOSED])},
+            r"class_names: a name is given twice$",
+        ),
         ({"class_names": np.array(["a", "b", "c"])}, r"class 'c' has 0 training images"),
         ({"test_images": picture("t", 2, 8, 8, 3)}, r"test_labels: is missing"),
         (
@@ -416,6 +600,15 @@ def test_what_is_wrong_in_an_npz_file_is_named(
         read_own_images(path, None, 0)
 
 
+def test_sizes_that_are_brought_to_one_are_no_problem_among_others(tmp_path: Path) -> None:
+    changes = {"test_images": picture("t", 2, 9, 8), "test_labels": np.array([0, 2])}
+    with pytest.raises(ValueError) as caught:
+        read_own_images(make_arrays(tmp_path / "own.npz", **changes), 16, 0)
+    _, channels, label = str(caught.value).splitlines()
+    assert channels == "  test_images: have channels: 1, images: 3"
+    assert label.startswith("  test_labels: that of image 1 is 2")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + bytes(50), b"no array", single_array()])
 def test_a_damaged_npz_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "own.npz"
@@ -456,6 +649,18 @@ def test_photographs_lie_as_they_are_looked_at(tmp_path: Path) -> None:
 def test_grey_images_with_transparency_stay_grey(tmp_path: Path) -> None:
     make_folder(tmp_path, shape=(8, 8, 2))
     assert read_own_images(tmp_path, None, 0).train_images.shape[1:] == (1, 8, 8)
+
+
+def test_a_grey_image_with_a_palette_leaves_the_others_grey(tmp_path: Path) -> None:
+    make_folder(tmp_path, shape=(8, 8))
+    pixels = picture("palette", 8, 8)
+    Image.fromarray(pixels).convert("RGB").quantize(256).save(tmp_path / "train/ant/00.png")
+    with Image.open(tmp_path / "train/ant/00.png") as image:
+        assert image.mode == "P"
+    raw = read_own_images(tmp_path, None, 0)
+    assert raw.train_images.shape[1:] == (1, 8, 8)
+    everything = torch.cat([raw.train_images, raw.test_images])
+    assert (everything == torch.from_numpy(pixels)).all((1, 2, 3)).any()
 
 
 def test_a_channel_of_one_value_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

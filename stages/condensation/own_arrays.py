@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condensation.own_parts import OwnImages, name_problems, reason, sizes_text
+from condensation.own_parts import OwnImages, class_name, name_problems, reason, sizes_text
 from condensation.resizing import resize
 
 _ARRAYS = ("images", "labels", "test_images", "test_labels", "class_names")
@@ -38,12 +38,13 @@ def read_arrays(path: Path, image_size: int | None) -> OwnImages:
     wrong_labels = [
         text for pair in whole for text in _problems_of_labels(arrays, *pair, num_classes)
     ]
-    problems += [
-        text for name, _ in pairs if name in arrays for text in _problems_of_images(arrays, name)
-    ]
+    wrong_images = {name: _problems_of_images(arrays, name) for name, _ in pairs if name in arrays}
+    problems += [text for wrong in wrong_images.values() for text in wrong]
+    problems += _problems_of_shapes(
+        [_shape(arrays[name], image_size) for name, wrong in wrong_images.items() if not wrong]
+    )
     problems += wrong_labels + wrong_names
     images = [_pixels(arrays[name], image_size) for name, _ in pairs if not problems]
-    problems += _problems_of_shapes([tuple(each.shape[1:]) for each in images])
     some = all(arrays[name].size for pair in whole for name in pair)
     known = whole == pairs and some and names is not None and not wrong_labels
     labels = [torch.from_numpy(arrays[name].astype(np.int64)) for _, name in pairs if known]
@@ -102,7 +103,8 @@ def _given_names(given: np.ndarray) -> tuple[tuple[str, ...] | None, list[str]]:
         return None, [f"{what}, take one text for each class"]
     try:
         names = tuple(
-            name.decode() if isinstance(name, bytes) else str(name) for name in given.tolist()
+            class_name(name.decode() if isinstance(name, bytes) else str(name))
+            for name in given.tolist()
         )
     except UnicodeDecodeError as error:
         return None, [f"class_names: are bytes that are not UTF-8 ({reason(error)})"]
@@ -160,16 +162,25 @@ def _problems_of_labels(
 
 
 def _problems_of_shapes(shapes: list[tuple[int, ...]]) -> list[str]:
-    # Say whether the parts' images (ch, h, w) are of different kinds.
-    if len(shapes) < 2 or shapes[0] == shapes[1]:
+    # Say how the parts' images differ; `shapes` are as of `_shape`.
+    if len(shapes) < 2:
         return []
     (channels, *size), (test_channels, *test_size) = shapes
+    problems = []
     if channels != test_channels:
-        return [f"test_images: have channels: {test_channels}, images: {channels}"]
-    return [
-        f"test_images: are {sizes_text(test_size)}, images {sizes_text(size)} (height x width); "
-        "prepare.image_size brings all to one size"
-    ]
+        problems.append(f"test_images: have channels: {test_channels}, images: {channels}")
+    if size != test_size:
+        problems.append(
+            f"test_images: are {sizes_text(test_size)}, images {sizes_text(size)} (height x "
+            "width); prepare.image_size brings all to one size"
+        )
+    return problems
+
+
+def _shape(images: np.ndarray, image_size: int | None) -> tuple[int, ...]:
+    # (N, h, w) or (N, h, w, ch) -> (ch, h, w), or (ch,) where all are brought to one size.
+    channels = 1 if images.ndim == 3 else images.shape[3]
+    return (channels, *images.shape[1:3]) if image_size is None else (channels,)
 
 
 def _pixels(images: np.ndarray, image_size: int | None) -> Tensor:

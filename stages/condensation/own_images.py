@@ -35,7 +35,7 @@ def read_own_images(path: Path, image_size: int | None, seed: int) -> RawDataset
     """
     if path.is_dir():
         found = read_folder(path, image_size)
-    elif path.suffix == ".npz" and path.is_file():
+    elif path.suffix.lower() == ".npz" and path.is_file():
         found = read_arrays(path, image_size)
     else:
         raise ValueError(

@@ -32,6 +32,14 @@ class OwnImages(NamedTuple):
     problems: list[str]
 
 
+def class_name(text: str) -> str:
+    """Return a name as a class is known by: an accented letter may be one character or two (NFC).
+
+    Archives of a Mac have two, keyboards give one; they look the same.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
 def name_problems(names: Sequence[str]) -> list[str]:
     """Say which names of classes cannot be written into tables, figures and files."""
     return [

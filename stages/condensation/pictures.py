@@ -52,6 +52,8 @@ class Look(NamedTuple):
 def look(content: bytes) -> Look:
     """Return what a file says of its picture, which is not decoded: that may be enormous.
 
+    Except for one with a palette: only its pixels tell which of the colours it has.
+
     Raises:
         ValueError: It is not a picture that can be used; the message goes on after the file's name.
     """
@@ -60,13 +62,14 @@ def look(content: bytes) -> Look:
             warnings.simplefilter("ignore")  # of what beside the pixels is damaged
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(content) as image:
-                kind, (width, height) = _kind(image), image.size
+                kind, (width, height) = _kind(image, content), image.size
                 sideways = _orientation(image, content) >= 5
+                grey = kind in GREY or (kind == "P" and _is_grey(image))
     except Exception as error:  # a decoder stumbles over damaged bytes in a way of its own
         raise ValueError(f"cannot be read ({_reason(error)})") from None
     if kind not in GREY | COLOUR:
         raise ValueError(f"has pixels of the kind {kind}, takes 8 bits a channel")
-    return Look(kind in GREY, (width, height) if sideways else (height, width))
+    return Look(grey, (width, height) if sideways else (height, width))
 
 
 def decode(content: bytes, num_channels: int, size: tuple[int, int]) -> Tensor:
@@ -99,14 +102,37 @@ def _opened(content: bytes) -> ImageFile:
     return Image.open(io.BytesIO(content))
 
 
-def _kind(image: ImageFile) -> str:
-    # Pillow gives 16 bits of a colour as 8; only how they lie in the file tells: `RGB;16B`.
-    if image.mode in GREY | COLOUR:
-        for tile in image.tile:
-            for argument in tile.args if isinstance(tile.args, tuple) else (tile.args,):
-                if isinstance(argument, str) and ";16" in argument:
-                    return argument
+def _kind(image: ImageFile, content: bytes) -> str:
+    # Pillow gives more than 8 bits of a colour as 8; only how they lie in the file tells:
+    # `RGB;16B`, or the largest value of a PPM file. Of AVIF nothing tells: its 10 and 12 bits are
+    # taken as the 8 that Pillow makes of them.
+    if image.mode not in GREY | COLOUR:
+        return image.mode
+    if image.format == "JPEG2000" and (bits := _bits_of_jpeg_2000(content)) > 8:
+        return f"{image.mode};{bits}"
+    for tile in image.tile:
+        if tile.codec_name == "SGI16":
+            return f"{image.mode};16"
+        for argument in tile.args if isinstance(tile.args, tuple) else (tile.args,):
+            if isinstance(argument, str) and ";16" in argument:
+                return argument
+            if image.format == "PPM" and isinstance(argument, int) and argument > 255:
+                return f"{image.mode};16"
     return image.mode
+
+
+def _bits_of_jpeg_2000(content: bytes) -> int:
+    # Return the most of any channel. After the two markers that the pixels begin with, and sizes,
+    # there are the number of channels and 3 bytes of each: its bits less one and a sign, and steps.
+    sizes = content.partition(b"\xff\x4f\xff\x51")[2]
+    channels = sizes[38 : 38 + 3 * int.from_bytes(sizes[36:38])]
+    return max((1 + (bits & 0x7F) for bits in channels[::3]), default=0)
+
+
+def _is_grey(image: ImageFile) -> bool:
+    # Whether a picture with a palette has no colour: what is transparent has none.
+    red, green, blue, alpha = np.moveaxis(np.array(image.convert("RGBA")), 2, 0)
+    return bool((((red == green) & (green == blue)) | (alpha == 0)).all())
 
 
 def _orientation(image: ImageFile, content: bytes) -> int:

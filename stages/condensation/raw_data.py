@@ -13,6 +13,7 @@ from condensation.idx_datasets import (
     read_fashion_mnist,
     read_mnist,
 )
+from condensation.own_folders import unread_folders
 from condensation.own_images import read_own_images
 from condensation.raw_dataset import RawDataset
 from condensation.resizing import resize
@@ -69,6 +70,16 @@ def read_raw(dataset: str, folder: Path | None, image_size: int | None, seed: in
         train_images=resize(raw.train_images, image_size),
         test_images=resize(raw.test_images, image_size),
     )
+
+
+def not_read(dataset: str) -> list[str]:
+    """Return the names of the folders of one's own images that nothing is read of.
+
+    Args:
+        dataset: As of `read_raw`, which has read it.
+    """
+    path = DATA / dataset
+    return unread_folders(path) if dataset not in DATASETS and path.is_dir() else []
 
 
 UNPACKED = {"cifar10": CIFAR10.base_folder, "cifar100": CIFAR100.base_folder}
