@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     Every operator on the CPU allocates its result. By default glibc takes large blocks from the
     system and gives them back each time, and the system fills every page with zeros again: a fifth
     to a quarter of a training step of ConvNet. One arena, because those of other threads are
-    limited to 64 MiB. To be called before the first tensor is made; no result depends on it.
+    limited to 64 MiB. To be called before the work begins; no result depends on it.
     """
     _tell(
         {

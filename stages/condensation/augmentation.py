@@ -20,7 +20,7 @@ from condensation.siamese_augmentation import siamese, siamese_without_flip
 
 
 class Augmentation(Protocol):
-    """One draw: a dataclass of tensors, each with one entry for each image."""
+    """One draw: a dataclass of tensors, each with one entry for each image, or one for all."""
 
     def apply(self, images: Tensor) -> Tensor:
         """Apply the draw to images (..., B, ch, h, w), normalised; differentiable by them.

@@ -19,7 +19,7 @@ STARTS = 4
 
 
 def part_means(dataset: Dataset, counts: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    """Return the mean of each of S random parts of each class, equal in size.
+    """Return the mean of each of S random parts of each class, equal in size but for one image.
 
     Args:
         dataset: The real images.
@@ -36,7 +36,7 @@ def part_means(dataset: Dataset, counts: Sequence[int], generator: torch.Generat
     means = []
     for index, (name, count) in enumerate(zip(dataset.class_names, counts, strict=True)):
         images = dataset.class_images(index)
-        shuffled = sample_class(images, max(len(images), count), name, generator)
+        shuffled = sample_class(images, len(images), name, generator)
         # Float64: a sum of thousands of pixels is then exact, the same on every machine.
         parts = [part.double().mean(0) for part in shuffled.tensor_split(count)]
         means.append(torch.stack(parts).float())

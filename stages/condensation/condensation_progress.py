@@ -30,8 +30,8 @@ class Condensation:
         total: (K, C), the matching losses of this iteration so far.
         losses: The matching loss of each class, the mean of the sets, of each iteration that has
             been looked at.
-        curvature: (iteration, Q, natural ratio, cosine) of each iteration with order 2; see
-            `matching.Matched`.
+        curvature: (iteration, Q, natural ratio, cosine) of each iteration whose last image step
+            had the term of order 2; see `matching.Matched`.
         warnings: What was warned of.
         snapshots: Iteration -> images (K, N, ch, h, w) after it, in the host's memory.
         timing: (iteration, seconds from the beginning to then), for each snapshot.

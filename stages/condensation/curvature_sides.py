@@ -25,7 +25,8 @@ class ConstantSide:
         network: The network as a function of them.
         images: Real ones, (R, ch, h, w), normalised; or synthetic ones, (S, ch, h, w).
         labels: (R,) or (S,), all the same class.
-        gradient: That on these images: g_T, empty for `with_gradient`; or g_S.
+        gradient: g_T, of the whole batch, of which `images` may be the first; empty for
+            `with_gradient`; or g_S.
         probes: Vectors v of the shape of theta.
         gap: g_T - g_S, for the forms that need it.
         block_size: Images that go through the network at once.
@@ -73,7 +74,7 @@ class CurvatureForm:
     Attributes:
         constants: From the real images, before anything is differentiated.
         term: Q, (), differentiable with respect to the synthetic images.
-        needs_gap: Whether `constants` takes g_T - g_S.
+        needs_gap: Whether `constants` and `slope` take g_T - g_S.
         with_gradient: The same and g_T in one pass, if that takes less, of a network that
             `has_tangents` and with probes that do not depend on g_T.
         slope: dQ/dimages and Q as constants, of synthetic images that are `in_kernels`: without

@@ -99,10 +99,10 @@ def _shortage(name: str, size: int, asked: int) -> str:
 
 
 def sample_class(images: Tensor, num_images: int, name: str, stream: torch.Generator) -> Tensor:
-    """Draw `num_images` of one class's images, without repeats: (num_images, ch, h, w).
+    """Draw `num_images` of one class's images, without repeats: (num_images, ...).
 
     Args:
-        images: (n, ch, h, w), all images of the class.
+        images: (n, ...), all images of the class, or their places.
         num_images: How many to draw.
         name: The class's name, for the message.
         stream: Where to draw from.

@@ -1,7 +1,7 @@
 """Distances between two gradients. One function each, registered in `DISTANCES`.
 
 A gradient has the shape of theta: a dict from parameter name to tensor. Every distance is 0 where
-the two are equal, and is differentiable with respect to the first.
+the two are equal and not zero, and is differentiable with respect to the first.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ from condensation.errors import one_line
 from condensation.files import check_writable, replacing
 
 ATTEMPTS = 3
-"""Times that a file is begun anew before its download is given up."""
+"""Times that a file is asked for before its download is given up."""
 TIMEOUT = 30
 """Seconds without a byte after which an attempt has failed."""
 _BLOCK = 1 << 16

@@ -101,7 +101,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure as PNG or PDF, atomically; the same figure gives the same bytes.
 
     Args:
-        figure: What a function of `plots`, `class_plots` or `image_grids` returned.
+        figure: What a function of a module of figures returned.
         path: Where to; its suffix, .png or .pdf, says what is written.
         dpi: Dots per inch of a PNG.
 

@@ -47,7 +47,7 @@ class FusedSequential(nn.Sequential):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what the layers give; differentiable once, with respect to the parameters."""
+        """Return what the layers give; differentiable once, by the parameters and the images."""
         layers = list(self)
         position, device = 0, images.device.type
         lower = None

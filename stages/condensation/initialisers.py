@@ -91,7 +91,7 @@ def real(
 def mean(
     dataset: Dataset, counts: Counts, generator: torch.Generator, features: Features
 ) -> Tensor:
-    """Each image is the mean of its own random part of the class; the parts are equal in size.
+    """Each image is the mean of its own random part of the class; see `part_means`.
 
     With one image it is the mean of the class, the prototype of Snell, Swersky and Zemel (NeurIPS
     2017), there of features. The parts are this project's own.

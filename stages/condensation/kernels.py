@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 COMPILERS = ("c++", "g++", "clang++")
-"""Tried in turn, after the one that the environment variable CXX names."""
+"""The first that is there is used, or the one that the environment variable CXX names."""
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 """C++17, as its vectors hold numbers that have to lie at multiples of 64 bytes."""

@@ -12,10 +12,15 @@ Result = TypeVar("Result")
 
 # The last is what cuBLAS and cuDNN say.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate|not enough memory|STATUS_ALLOC_FAILED", re.I
+    r"out of memory|(can't|cannot|not) allocate|not enough memory|STATUS_ALLOC_FAILED", re.I
 )
 _largest: dict[tuple[str, str], int] = {}  # (type of device, what): how many at once
 _lock = threading.Lock()  # classes are matched in several threads
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of PyTorch is of memory: that of the CPU has no class of its own."""
+    return bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def largest_blocks() -> dict[tuple[str, str], int]:
@@ -44,10 +49,8 @@ def with_less_memory(
     while True:
         try:
             return work(size)
-        except (
-            RuntimeError
-        ) as error:  # torch.OutOfMemoryError is one, the CPU's is no more than one
-            if size == 1 or not _OUT_OF_MEMORY.search(str(error)):
+        except RuntimeError as error:
+            if size == 1 or not says_out_of_memory(error):
                 raise
         # Out of the handler, so that what the failed attempt held is free again.
         with _lock:

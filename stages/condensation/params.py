@@ -9,7 +9,6 @@ import argparse
 import ast
 import dataclasses
 import difflib
-import re
 import reprlib
 import sys
 import types
@@ -23,6 +22,7 @@ import yaml
 
 from condensation.counts import Ipc, mean_ipc
 from condensation.loops import default_loops
+from condensation.memory import says_out_of_memory
 from condensation.settings_files import MixedKeys, SettingsLoader
 
 Options = Mapping[str, int | float | str]
@@ -54,7 +54,7 @@ def _choice(*names: str | int) -> Any:
 
 
 def _registered(file: str, registry: str) -> Any:
-    """A name from a registry: the UPPER-CASE dict at the bottom of a file."""
+    """A name from a registry: the UPPER-CASE dict of a file."""
     return field(metadata={"registry": (file, registry)})
 
 
@@ -312,16 +312,13 @@ def run_stage(main: Callable[[], None]) -> None:
     except MemoryError as error:
         sys.exit(f"{stage}: {_too_much(error)}")
     except RuntimeError as error:
-        # PyTorch's error of the CPU is a plain RuntimeError.
-        if not _MEMORY.search(str(error)):
+        # Of enormous sizes the product overflows before memory is asked for.
+        if not says_out_of_memory(error) and "calculation overflow" not in str(error):
             raise
         sys.exit(f"{stage}: {_too_much(error)}")
     except KeyboardInterrupt:
         print(f"{stage}: stopped by SIGINT; nothing had been finished", file=sys.stderr)
         sys.exit(130)
-
-
-_MEMORY = re.compile(r"out of memory|(can't|not|cannot) (be )?(enough|allocate)|overflow", re.I)
 
 
 def _too_much(error: Exception) -> str:

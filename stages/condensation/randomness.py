@@ -6,8 +6,8 @@ import os
 import torch
 
 
-def generator(seed: int, *stream: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator of one named stream.
+def generator(seed: int, *stream: str | int) -> torch.Generator:
+    """Return the generator of one named stream, in the host's memory.
 
     The stream's name is hashed together with the seed, so that adding a draw to one stream never
     shifts another, and a run that is resumed at iteration `i` draws what it would have drawn.
@@ -15,12 +15,11 @@ def generator(seed: int, *stream: str | int, device: torch.device | str = "cpu")
     Args:
         seed: The seed of the run.
         *stream: The name, for instance `"real", iteration, class_index`.
-        device: Where the numbers are drawn.
     """
     name = repr((seed, *stream)).encode()
     # 63 bits: a seed has to fit a signed 64-bit integer.
     number = int.from_bytes(hashlib.sha256(name).digest()[:8], "little") >> 1
-    return torch.Generator(device=device).manual_seed(number)
+    return torch.Generator().manual_seed(number)
 
 
 def set_determinism() -> None:

@@ -41,7 +41,7 @@ def report_blocks(
     Args:
         figures: Name of a figure -> its file.
         metrics: Network -> accuracy, std, n, retained (None where the ceiling is 0), ceiling,
-            ceiling_std, ceiling_n.
+            ceiling_std, ceiling_n, sets and, of several, std_between_sets and std_within_sets.
         curves: Network -> its curve (see `plots`).
         classes: Network -> its table of classes (see `class_plots`).
         runs: Stage, what it did, seconds, device.

@@ -77,7 +77,7 @@ def accuracy_curves(facets: Facets, by: str) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xlim(left=0)
-    _label(figure, panels, "seconds" if by == "seconds" else "iteration")
+    _label(panels, "seconds" if by == "seconds" else "iteration")
     published = any("published" in table for part in facets.values() for table in part.values())
     dotted = ";\ndotted: published" if published else ""
     _legend(figure, facets, f"mean over the sets;\nband: 95 % interval{dotted}")
@@ -155,7 +155,7 @@ def losses(facets: Facets) -> Figure:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    _label(figure, panels, "iteration", "matching loss, all classes")
+    _label(panels, "iteration", "matching loss, all classes")
     _legend(figure, facets, "mean over the sets")
     return figure
 
@@ -231,7 +231,7 @@ def transfer(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Return a figure of how images condensed on one network train another, as heat maps.
 
     Args:
-        tables: Title -> a row for each condensing network, with the columns network (condensed on),
+        tables: Title -> a row for each pair of networks, with the columns network (condensed on),
             evaluated (on), accuracy, std.
     """
     shown = pd.concat([*tables.values()])
@@ -328,7 +328,7 @@ def _facets(
     return figure, panels
 
 
-def _label(figure: Figure, panels: list[Axes], below: str, left: str = "accuracy (%)") -> None:
+def _label(panels: list[Axes], below: str, left: str = "accuracy (%)") -> None:
     for axes in panels:
         axes.set_xlabel(below)
     panels[0].set_ylabel(left)

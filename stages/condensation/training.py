@@ -27,7 +27,7 @@ from condensation.stacked import (
 from condensation.states import State
 
 Schedule = Callable[[float], float]
-"""Progress of the training, from 0 to below 1 -> factor of the learning rate."""
+"""Progress of the run, from 0 to below 1 -> factor of a learning rate, or of curvature's weight."""
 
 ACCURACY_BLOCK = {"cpu": 50}
 """Images scored at once, by type of device: more leave a CPU's cache and are slower."""
