@@ -56,30 +56,71 @@ def test_pixels_are_limited_to_what_can_be_shown(synthetic: SyntheticSet) -> Non
     torch.testing.assert_close(pixels[inside], expected[inside], rtol=0, atol=1e-6)
 
 
-def damaged(content: bytes) -> dict[str, bytes]:
+def damaged(content: bytes) -> dict[str, tuple[bytes, str]]:
+    """Return files that are wrong by one thing each, and the words that say so."""
     tensors = safetensors.torch.load(content)
     size = struct.unpack("<Q", content[:8])[0]
     description = json.loads(content[8 : 8 + size])["__metadata__"]["description"]
 
-    def saved(description: str, **changes: torch.Tensor) -> bytes:
+    def saved(**changes: torch.Tensor) -> bytes:
         return safetensors.torch.save({**tensors, **changes}, {"description": description})
 
+    def described(text: str) -> bytes:
+        return safetensors.torch.save(tensors, {"description": text})
+
+    def told(**changes: object) -> bytes:
+        return described(json.dumps({**json.loads(description), **changes}))
+
+    infinite = tensors["images"].clone()
+    infinite[-1, -1, -1, -1] = float("inf")
+    unread, other = "cannot be read as a synthetic set (", "is not a synthetic set of the format '"
+    names, values = "its class_names are not a list of texts", "its metadata are not texts"
+    classes = "labels are not those of 3 classes in order, at least one of each"
+    finite, above = "holds numbers that are not finite", "std is not above 0"
     no_labels = {k: v for k, v in tensors.items() if k != "labels"}
     return {
-        "empty": b"",
-        "truncated": content[:-7],
-        "huge header": struct.pack("<Q", 2**60) + content[8:],
-        "pickle": b"\x80\x04\x95" + bytes(40),
-        "other metadata": saved("{}"),
-        "metadata is no object": saved("[1]"),
-        "metadata is no JSON": saved("{"),
-        "no tensor": safetensors.torch.save(no_labels, {"description": description}),
-        "float64": saved(description, images=tensors["images"].double()),
-        "too few": saved(description, images=tensors["images"][:4].contiguous()),
-        "labels": saved(description, labels=tensors["labels"].flip(0).contiguous()),
-        "an empty class": saved(description, labels=tensors["labels"] // 2 * 2),
-        "a further class": saved(description, labels=tensors["labels"] + 1),
-        "too many labels": saved(description, labels=torch.zeros(7, dtype=torch.int64)),
+        "empty": (b"", unread),
+        "truncated": (content[:-7], unread),
+        "huge header": (struct.pack("<Q", 2**60) + content[8:], unread),
+        "pickle": (b"\x80\x04\x95" + bytes(40), unread),
+        "other metadata": (described("{}"), other),
+        "metadata is no object": (described("[1]"), other),
+        "metadata is no JSON": (described("{"), unread),
+        "class names are numbers": (told(class_names=[1, 2, 3]), names),
+        "class names are one text": (told(class_names="abc"), names),
+        "no class names": (told(class_names=[]), names),
+        "a value is no text": (told(seed=0), values),
+        "no tensor": (
+            safetensors.torch.save(no_labels, {"description": description}),
+            "has no tensor named labels",
+        ),
+        "float64": (
+            saved(images=tensors["images"].double()),
+            "images are torch.float64 (6, 1, 4, 5), not float32",
+        ),
+        "no images": (
+            saved(images=torch.zeros(0, 1, 4, 5), labels=torch.zeros(0, dtype=torch.int64)),
+            "images (0, 1, 4, 5) are none",
+        ),
+        "too few": (
+            saved(images=tensors["images"][:4].contiguous()),
+            "labels are torch.int64 (6,), not int64, one for each image",
+        ),
+        "labels": (saved(labels=tensors["labels"].flip(0).contiguous()), classes),
+        "an empty class": (saved(labels=tensors["labels"] // 2 * 2), classes),
+        "a further class": (saved(labels=tensors["labels"] + 1), classes),
+        "too many labels": (
+            saved(labels=torch.zeros(7, dtype=torch.int64)),
+            "labels are torch.int64 (7,), not int64, one for each image",
+        ),
+        "two means": (
+            saved(mean=torch.zeros(2)),
+            "mean is torch.float32 (2,), not float32, one for each channel",
+        ),
+        "images are infinite": (saved(images=infinite), finite),
+        "mean is no number": (saved(mean=torch.full((1,), float("nan"))), finite),
+        "std is no number": (saved(std=torch.full((1,), float("nan"))), finite),
+        "std is 0": (saved(std=torch.zeros(1)), above),
     }
 
 
@@ -92,10 +133,11 @@ DAMAGES = list(damaged(safetensors.torch.save(
 def test_a_damaged_file_is_refused(damage: str, tmp_path: Path, synthetic: SyntheticSet) -> None:
     path = tmp_path / "set.safetensors"
     write_synthetic_set(path, synthetic)
-    path.write_bytes(damaged(path.read_bytes())[damage])
-    with pytest.raises(ValueError, match=r"set\.safetensors: ") as caught:
+    content, words = damaged(path.read_bytes())[damage]
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
         read_synthetic_set(path)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: {words}") and "\n" not in str(caught.value)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

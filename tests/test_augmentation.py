@@ -1,5 +1,8 @@
 """Augmentation against slow, one-image references."""
 
+import itertools
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,6 @@ from condensation.augmentation import (
     CROP_PADDING,
     ROTATE,
     SCALE,
-    SHIFT,
     CropScaleRotate,
     Shift,
     apply_augmentation,
@@ -27,8 +29,8 @@ SIZE = (12, 12)
 DRAWS = [draw for draw in AUGMENTATIONS.values() if draw is not None]
 
 
-def images(num_images: int) -> Tensor:
-    return torch.randn(num_images, 2, *SIZE, generator=generator(0, "images"), dtype=torch.float64)
+def images(num_images: int, size: tuple[int, int] = SIZE) -> Tensor:
+    return torch.randn(num_images, 2, *size, generator=generator(0, "images"), dtype=torch.float64)
 
 
 def one(kind: int, **values: list[float] | int) -> CropScaleRotate:
@@ -98,6 +100,32 @@ def test_a_turn_keeps_lengths_in_images_that_are_not_square() -> None:
     torch.testing.assert_close(in_pixels @ in_pixels.T, torch.eye(2), rtol=0, atol=1e-6)
 
 
+def test_a_turned_image_is_interpolated_by_cubic_polynomials() -> None:
+    """Counter-clockwise, about the middle, in pixels; from outside comes the image's mean."""
+    height, width, angle = 10, 14, math.radians(30)
+    batch = images(1, (height, width))
+    rows = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
+    columns = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    right = columns * math.cos(angle) - rows * math.sin(angle)
+    down = columns * math.sin(angle) + rows * math.cos(angle)
+    grid = torch.stack([right / (width / 2), down / (height / 2)], -1)[None]
+    mean = batch.mean((2, 3), keepdim=True)
+    expected = F.grid_sample(batch - mean, grid, "bicubic", align_corners=False) + mean
+    result = apply_augmentation(batch, one(ROTATE, degrees=30))
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+
+
+def test_a_scaled_image_takes_the_nearest_pixels_from_the_middle() -> None:
+    """Of 10 rows it is 8 high, int(10 * 0.85), and of 14 columns 16 wide."""
+    batch = images(1, (10, 14))
+    expected = torch.zeros_like(batch)
+    for row, column in itertools.product(range(10), range(14)):
+        above, left = round(4.5 + (row - 4.5) * 10 / 8), round(6.5 + (column - 6.5) * 14 / 16)
+        if 0 <= above < 10 and 0 <= left < 14:
+            expected[..., row, column] = batch[..., above, left]
+    assert torch.equal(apply_augmentation(batch, one(SCALE, scale=[0.85, 1.2])), expected)
+
+
 def test_shrinking_fills_with_zero_and_keeps_the_middle() -> None:
     batch = torch.ones(1, 2, *SIZE, dtype=torch.float64)
     result = apply_augmentation(batch, one(SCALE, scale=[0.8, 0.8]))
@@ -123,7 +151,7 @@ def test_a_shift_moves_whole_pixels_and_its_border_goes_on() -> None:
     assert torch.equal(result[..., -1, 1:], batch[..., -1, :-1])
     assert torch.equal(result[..., :-2, 0], batch[..., 2:, 0])
     drawn = shift(500, SIZE, generator(0)).pixels
-    assert set(drawn.flatten().tolist()) == set(range(-SHIFT, SHIFT + 1))
+    assert set(drawn.flatten().tolist()) == {-2, -1, 0, 1, 2}
 
 
 @pytest.mark.parametrize("size", [(28, 28), (5, 8)])

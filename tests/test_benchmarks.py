@@ -21,7 +21,8 @@ from benchmarks import benchmark, cases, measure
 from benchmarks.cases import ALL, CUDA_LADDER, GROWTH, KINDS, LADDER, Case, grown
 from benchmarks.figures import growth, measured
 from benchmarks.measure import Effort, Peak, Record, interleave, not_recorded, rates, spread, work
-from benchmarks.tables import show
+from benchmarks.summaries import summarise
+from benchmarks.tables import show, show_accuracy
 from benchmarks.worker import Died, TooLong, Worker, serve
 from condensation import derivatives, fused, matching, recording, stacked_classes
 from condensation.curvature import CURVATURE_FORMS
@@ -280,7 +281,7 @@ def test_the_command_writes_the_file_and_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
-    monkeypatch.setattr(benchmark, "EFFORT", Effort(0, 1, 1))
+    monkeypatch.setattr(benchmark, "EFFORT", {"cpu": Effort(0, 1, 1)})
     monkeypatch.setattr(benchmark, "ALL", (TINY, Case(kind="processes", classes=2, real=8)))
     monkeypatch.setattr(benchmark, "ceilings", lambda *_: written()["ceilings"])
     monkeypatch.setattr("sys.argv", ["benchmark.py", "--only", "^step", "--device", "cpu"])
@@ -349,9 +350,25 @@ def test_the_share_is_of_the_ceiling_in_the_precision_of_the_row() -> None:
     assert shares("NVIDIA H100") == ["1 25%", "12% 25%"]
 
 
-@pytest.mark.parametrize("path", sorted(benchmark.RESULTS.glob("[!a]*.json")), ids=lambda p: p.stem)
+COMMITTED = sorted(benchmark.RESULTS.glob("*.json"))
+ACCURACIES = [path for path in COMMITTED if path.name.startswith("accuracy-")]
+SPEEDS = [path for path in COMMITTED if path not in ACCURACIES]
+
+
+@pytest.mark.parametrize("path", SPEEDS, ids=lambda p: p.stem)
 def test_the_committed_figures_are_read(path: Path) -> None:
     assert re.search(r"\d%$", show(json.loads(path.read_text())), re.M)
+
+
+@pytest.mark.parametrize("path", ACCURACIES, ids=lambda p: p.stem)
+def test_the_committed_accuracies_are_read_and_are_those_of_their_seeds(path: Path) -> None:
+    written = json.loads(path.read_text())
+    assert written["ways"] == summarise(written["seeds"])
+    table = show_accuracy(written).splitlines()
+    for way, found in written["ways"].items():
+        rows = [line for line in table if re.match(rf"{way}  +\d", line)]
+        assert len(rows) == (0 if found is None else len(found["iterations"]))
+        assert all(re.search(r"  \d+\.\d\d( ± \d+\.\d\d)?  +\d", row) for row in rows)
 
 
 def touch(megabytes: int) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ import baseline
 import condense
 import evaluate
 from condensation import checkpoints as module
-from condensation.checkpoints import KEPT_SECONDS, Checkpoints, checkpoint_folder
+from condensation.checkpoints import Checkpoints, checkpoint_folder
 from condensation.fingerprints import fingerprint
 from condensation.interruption import Interrupted, Interruption
 from condensation.params import Params, load_params
@@ -105,8 +104,14 @@ def test_what_is_finished_is_removed_and_what_is_not_is_kept(folder: Path) -> No
     assert list(folder.glob(".checkpoints/*")) == []
 
 
-def test_nothing_is_written_before_its_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHECKPOINT_SECONDS", "60")
+@pytest.mark.parametrize("given, seconds", [(None, 60.0), ("7.5", 7.5)])
+def test_nothing_is_written_before_its_time(
+    given: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a minute, unless another interval is set."""
+    monkeypatch.delenv("CHECKPOINT_SECONDS")
+    if given is not None:
+        monkeypatch.setenv("CHECKPOINT_SECONDS", given)
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     made = []
@@ -117,10 +122,10 @@ def test_nothing_is_written_before_its_time(folder: Path, monkeypatch: pytest.Mo
 
     with Checkpoints("condense", "f") as checkpoints:
         piece = checkpoints.piece("images")
-        for now in (1000.0, 1059.9, 1060.0, 1061.0, 1119.9, 1120.0):
-            clock[0] = now
+        for passed in (0.0, 0.99, 1.0, 1.01, 1.99, 2.0):
+            clock[0] = 1000 + passed * seconds
             piece.offer(make)
-    assert made == [1060.0, 1120.0]
+    assert made == [1000 + seconds, 1000 + 2 * seconds]
 
 
 def test_an_offer_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,17 +269,17 @@ def test_what_a_killed_process_left_is_taken_over(
         assert state is not None and state.record == {"iteration": 99}
 
 
-def test_old_ones_are_removed_unless_they_are_used(
+def test_what_is_30_days_old_is_removed_unless_it_is_used(
     folder: Path, other: "subprocess.Popen[str]"
 ) -> None:
     parent = folder / ".checkpoints"
     for name in ("baseline-mlp-a-0", "condense-b-0"):
         (parent / name).mkdir()
         (parent / name / "images.state").write_bytes(b"")
-    old = time.time() - KEPT_SECONDS - 1
+    a_month_ago, minute = time.time() - 30 * 24 * 3600, 60
     for path in parent.rglob("*"):
-        if "condense-b-0" not in path.parts:
-            os.utime(path, (old, old))
+        when = a_month_ago + (minute if "condense-b-0" in path.parts else -minute)
+        os.utime(path, (when, when))
     with Checkpoints("evaluate", "g"):
         names = {path.name for path in parent.iterdir()}
     assert names == {"condense-b-0", "condense-f-0", "evaluate-g-0"}
@@ -439,4 +444,4 @@ def test_settings_may_be_dataclasses() -> None:
     condense_settings = load_params(ROOT / "params.yaml").condense
     other = dataclasses.replace(condense_settings, iterations=7)
     assert fingerprint({"a": condense_settings}, []) != fingerprint({"a": other}, [])
-    assert json.dumps(dataclasses.asdict(other), sort_keys=True)
+    assert fingerprint({"a": other}, []) == fingerprint({"a": dataclasses.asdict(other)}, [])

@@ -137,6 +137,33 @@ def test_what_is_wrong_or_fails_is_not_used(monkeypatch: pytest.MonkeyPatch, blo
     assert fused.load_cuda_blocks(DEVICE) == "" and fused.cuda_blocks() is blocks
 
 
+PASSES = [
+    *(("_First", part) for part in (None, 1, 3, 4)),
+    *(("_Pool", part) for part in (None, 0, 2, 3)),
+]
+"""Of each kind the result (None), and what has a slope that is not 0, by its place."""
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+@pytest.mark.parametrize("kind, part", PASSES)
+def test_every_pass_that_is_wrong_is_noticed(
+    kind: str, part: int | None, factor: float, monkeypatch: pytest.MonkeyPatch, blocks: Any
+) -> None:
+    of_kind, name = getattr(blocks, kind), "forward" if part is None else "backward"
+    right = getattr(of_kind, name)
+
+    def wrong(*arguments: Any) -> Any:
+        found = right(*arguments)
+        if part is None:
+            return found * factor
+        return tuple(each * factor if i == part else each for i, each in enumerate(found))
+
+    monkeypatch.setattr(of_kind, name, staticmethod(wrong))
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert fused.load_cuda_blocks(DEVICE).startswith("their results differ by")
+    assert fused.cuda_blocks() is None
+
+
 def test_what_does_not_fit_goes_by_the_operators(blocks: Any) -> None:
     convolution = torch.nn.Conv2d(1, 4, 3, padding=1)
     assert fused.fits(torch.empty(1, 1, 64, 64), convolution)

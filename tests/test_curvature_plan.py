@@ -1,11 +1,17 @@
 """Which image steps have the term of order 2, and with which weight."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from condensation.curvature import CURVATURE_FORMS
 from condensation.curvature_plan import CurvaturePlan
 from condensation.matching import Curvature
+from condensation.params import load_params
 from condensation.training import SCHEDULES
+from condense import curvature_plan
+from workspace import write_params
 
 TERM = Curvature(CURVATURE_FORMS["ggn"], 0.4, 4, 2)
 
@@ -59,3 +65,54 @@ def test_when_the_real_gradients_come_in_the_pass_of_the_products(
     term = Curvature(CURVATURE_FORMS[form], 0.4, 4, layers)
     plan = CurvaturePlan(term, SCHEDULES["constant"], every, until, 20, num_probes)
     assert plan.in_one_pass(num_real) is expected
+
+
+OWN: dict[str, Any] = {
+    "form": "ggn",
+    "weight": 0.4,
+    "schedule": "tenth_after_half",
+    "iterations": 2,
+    "layers": 1,
+    "probes": "rademacher",
+    "num_probes": 3,
+    "real_per_class": 4,
+    "every": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "changes, term, until, num_probes",
+    [
+        ({}, (0.4, 4, 1), 6, 3),
+        ({"probes": "gradient"}, (0.4, 4, 1), 6, 0),
+        ({"iterations": "auto"}, (0.4, 4, 1), 15, 3),
+        ({"layers": "auto"}, (0.4, 4, None), 6, 3),
+        ({"real_per_class": "auto"}, (0.4, 7, 1), 6, 3),
+    ],
+    ids=str,
+)
+def test_the_plan_is_that_of_the_settings(
+    changes: dict[str, Any],
+    term: tuple[float, int, int | None],
+    until: int,
+    num_probes: int,
+    tmp_path: Path,
+) -> None:
+    """Of five iterations of three image steps, on batches of seven real images."""
+    own = {f"condense.curvature.{key}": value for key, value in {**OWN, **changes}.items()}
+    run = {"condense.iterations": 5, "condense.outer": 3, "condense.real_per_class": 7}
+    write_params(tmp_path, {**run, **own})
+    expected = CurvaturePlan(
+        Curvature(CURVATURE_FORMS["ggn"], *term),
+        SCHEDULES["tenth_after_half"],
+        every=2,
+        until=until,
+        steps=15,
+        num_probes=num_probes,
+    )
+    assert curvature_plan(load_params(tmp_path / "params.yaml")) == expected
+
+
+def test_order_1_has_no_plan(tmp_path: Path) -> None:
+    write_params(tmp_path, {"order": 1})
+    assert curvature_plan(load_params(tmp_path / "params.yaml")) is None

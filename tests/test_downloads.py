@@ -37,12 +37,16 @@ def md5(content: bytes) -> str:
 class Server(http.server.BaseHTTPRequestHandler):
     """Serves `CONTENT`; the first `breaks` answers end in the middle.
 
-    At `/gone` there is nothing, and the length of `/odd` is no number.
+    At `/gone` there is nothing, `/silent` gives no answer, and the length of `/odd` is no number.
     """
 
     breaks = 0
+    over = threading.Event()
 
     def do_GET(self) -> None:
+        if self.path == "/silent":
+            Server.over.wait(5)
+            return
         if self.path == "/gone":
             self.send_error(404)
             return
@@ -100,6 +104,21 @@ def test_a_file_that_is_not_published_any_more_is_said(address: str, tmp_path: P
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: has no file.bin; put them there") and gone in message
     assert message.endswith("could not be downloaded (HTTP Error 404: Not Found)")
+
+
+def test_a_server_that_is_silent_is_not_waited_for(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert downloads.TIMEOUT == 30
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
+    Server.over.clear()
+    silent = address.replace("/file.bin", "/silent")
+    try:
+        with pytest.raises(OSError, match=r"could not be downloaded \(timed out\)$"):
+            fetch([RemoteFile("file.bin", silent, "")], tmp_path)
+    finally:
+        Server.over.set()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_length_that_is_no_number_is_none(address: str, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""Random streams, atomic files, workers and devices."""
+"""Random streams, atomic files, workers, devices, and how a stage ends."""
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from condensation.devices import choose_device
 from condensation.files import write_array, write_bytes, write_csv, write_json
+from condensation.params import run_stage
 from condensation.randomness import generator
 from condensation.workers import parallel_map
 from conftest import ROOT
@@ -73,13 +76,20 @@ def test_a_workers_error_reaches_the_caller() -> None:
         parallel_map(fail, range(3), torch.device("cpu"))
 
 
-def test_devices() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+@pytest.mark.parametrize(
+    "name, available, chosen",
+    [
+        *(("cpu", available, "cpu") for available in (False, True)),
+        *(("auto", False, "cpu"), ("auto", True, "cuda"), ("cuda", True, "cuda")),
+    ],
+)
+def test_devices(name: str, available: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert choose_device(name) == torch.device(chosen)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none_is_said() -> None:
+def test_cuda_where_there_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device: got cuda, but PyTorch finds no CUDA device"):
         choose_device("cuda")
 
@@ -105,3 +115,59 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
         check=True,
     )
     assert int(done.stdout) < 1000
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB")
+
+
+def more_than_there_is() -> None:
+    torch.empty(2**50)
+
+
+def more_than_can_be_counted() -> None:
+    torch.empty(2**62)
+
+
+@pytest.mark.parametrize(
+    "main, said",
+    [
+        (out_of_memory, "CUDA out of memory"),
+        (more_than_there_is, "can't allocate memory"),
+        (more_than_can_be_counted, "overflow"),
+    ],
+)
+def test_too_little_memory_for_pytorch_is_one_line_of_the_stage(
+    main: Callable[[], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA and on the CPU, whose error is a plain RuntimeError."""
+    monkeypatch.setattr("sys.argv", ["stages/evaluate.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_stage(main)
+    line = rf"evaluate: there is not enough memory \(.*{said}.*\); look at ipc, .*"
+    assert re.fullmatch(line, str(ended.value.code))  # printed to stderr, status 1
+
+
+def test_a_failure_of_the_code_is_raised() -> None:
+    def main() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="^mat1 and mat2"):
+        run_stage(main)
+
+
+def test_an_interruption_before_the_work_is_one_line_and_status_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stages/evaluate.py", "--network", "mlp"])
+
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
+        run_stage(main)
+    assert isinstance(ended.value, SystemExit) and ended.value.code == 130
+    assert capsys.readouterr() == (
+        "",
+        "evaluate: stopped by SIGINT; nothing had been finished\n",
+    )

@@ -2,15 +2,22 @@
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condensation.blocks import Block
 from condensation.deep_networks import DOWNSAMPLINGS
 from condensation.derivatives import classification_loss, loss_gradient
+from condensation.distances import DISTANCES
+from condensation.draws import Draws
+from condensation.image_steps import ImageSteps
 from condensation.layers import ACTIVATIONS, POOLINGS, AveragePool
+from condensation.matching import Engine, make_matching_step
 from condensation.networks import (
     NETWORKS,
     Network,
@@ -23,6 +30,7 @@ from condensation.networks import (
 from condensation.normalisation import NORMS
 from condensation.randomness import generator
 from conftest import central_difference, random_images, tiny_network
+from workspace import small_dataset
 
 MNIST, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -200,6 +208,90 @@ def test_norms_are_instance_norms_unless_set(name: str) -> None:
     assert len(norms) == {"convnet": 3, "vgg11": 8, "resnet18": 20}[name]
 
 
+def with_norms(theta: Theta) -> Theta:
+    """The parameters with factors and summands of norms that are drawn, too: not 1 and 0."""
+    draw = generator(3, "norms")
+    norms = {
+        key: torch.randn(value.shape, generator=draw, dtype=value.dtype)
+        for key, value in theta.items()
+        if "norm" in key
+    }
+    return theta | norms
+
+
+def plain_norm(theta: Theta, name: str, values: Tensor) -> Tensor:
+    """Instance norm; AlexNet has none."""
+    if f"{name}.weight" not in theta:
+        return values
+    weight, bias = theta[f"{name}.weight"], theta[f"{name}.bias"]
+    return F.group_norm(values, values.shape[1], weight, bias)
+
+
+def classified(theta: Theta, features: Tensor) -> Tensor:
+    return F.linear(features, theta["classifier.weight"], theta["classifier.bias"])
+
+
+def plain_layers(theta: Theta, images: Tensor, kernels: list[int], pooled: set[int]) -> Tensor:
+    """Logits of AlexNet and VGG11: convolutions, some of them with 2 x 2 maximum pooling."""
+    values = F.pad(images, (2,) * 4) if images.shape[-1] == 28 else images
+    for index, kernel in enumerate(kernels):
+        weight, bias = theta[f"conv{index}.weight"], theta[f"conv{index}.bias"]
+        values = F.conv2d(values, weight, bias, padding=kernel // 2)
+        values = F.relu(plain_norm(theta, f"norm{index}", values))
+        values = F.max_pool2d(values, 2) if index in pooled else values
+    return classified(theta, values.flatten(1))
+
+
+def plain_resnet18(theta: Theta, images: Tensor, averaged: bool) -> Tensor:
+    """Logits of ResNet18, which halves by stride or by average pooling."""
+
+    def convolve(name: str, values: Tensor, padding: int, halves: bool = False) -> Tensor:
+        weight = theta[f"{name}.weight"]
+        if averaged or not halves:
+            return F.conv2d(values, weight, padding=padding)
+        return F.conv2d(values, weight, padding=padding, stride=2)
+
+    def pool(values: Tensor, halves: bool) -> Tensor:
+        return F.avg_pool2d(values, 2) if averaged and halves else values
+
+    values = F.relu(plain_norm(theta, "norm", convolve("conv", images, 1)))
+    for index in range(8):
+        block, halves = f"block{index}", index in (2, 4, 6)
+        inner = convolve(f"{block}.conv0", values, 1, halves)
+        inner = pool(F.relu(plain_norm(theta, f"{block}.norm0", inner)), halves)
+        inner = plain_norm(theta, f"{block}.norm1", convolve(f"{block}.conv1", inner, 1))
+        if halves:
+            values = pool(convolve(f"{block}.shortcut.conv", values, 0, halves), halves)
+            values = plain_norm(theta, f"{block}.shortcut.norm", values)
+        values = F.relu(inner + values)
+    return classified(theta, values.flatten(1) if averaged else values.mean((2, 3)))
+
+
+PLAIN: list[tuple[str, dict[str, str], Callable[[Theta, Tensor], Tensor]]] = [
+    ("alexnet", {}, partial(plain_layers, kernels=[5, 5, 3, 3, 3], pooled={0, 1, 4})),
+    ("vgg11", {}, partial(plain_layers, kernels=[3] * 8, pooled={0, 1, 3, 5, 7})),
+    ("resnet18", {"downsampling": "stride"}, partial(plain_resnet18, averaged=False)),
+    ("resnet18", {"downsampling": "avg"}, partial(plain_resnet18, averaged=True)),
+]
+"""Deep networks, and their logits by the functions of PyTorch alone."""
+
+
+@pytest.mark.parametrize("shape", [MNIST, COLOUR], ids=str)
+@pytest.mark.parametrize("name, options, plain", PLAIN)
+def test_deep_networks_are_the_published_functions(
+    name: str,
+    options: dict[str, str],
+    plain: Callable[[Theta, Tensor], Tensor],
+    shape: tuple[int, int, int],
+) -> None:
+    network, theta = tiny_network(name, shape, activation="relu", width=4, **options)
+    theta = with_norms(theta)
+    images = random_images(3, stream="images", image_shape=shape)
+    expected = plain(theta, images)
+    assert not torch.allclose(expected[0], expected[1], rtol=0.01)
+    torch.testing.assert_close(network(theta, images), expected, rtol=1e-10, atol=1e-12)
+
+
 VARIANTS: list[tuple[str, dict[str, str]]] = [
     *((name, {}) for name in NETWORKS),
     *(("convnet", {"pooling": pooling}) for pooling in POOLINGS),
@@ -291,17 +383,58 @@ def test_channels_sizes_and_classes(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_activations(name: str, activation: str) -> None:
-    """Every one changes the logits, but for the pair that differ below zero only."""
+    """Each is where it should be, and gives the logits of no other."""
     network, theta = tiny_network(name, activation=activation)
     expected = {"leaky_relu": "LeakyReLU", "silu": "SiLU", "relu": "ReLU"}
     kinds = {
         type(layer).__name__ for key, layer in network.module.named_modules() if "activation" in key
     }
     assert kinds == {expected.get(activation, activation.capitalize())}
-    assert network(theta, random_images(2, stream="images")).isfinite().all()
+    images = random_images(2, stream="images")
+    logits = network(theta, images)
+    assert logits.isfinite().all()
+    for other in ACTIVATIONS:
+        same = torch.equal(tiny_network(name, activation=other)[0](theta, images), logits)
+        assert same == (other == activation)
 
 
 # Batch norm with statistics of real images.
+
+
+def condensing() -> tuple[Draws, Network, Theta]:
+    """The draws of two sets, from three classes of 20 images, and a network with batch norm."""
+    dataset = small_dataset(20, "train")
+    draws = Draws(dataset, range(7, 9), None, torch.device("cpu"))
+    network = build_network("convnet", dataset.image_shape, 3, {"width": 4, "norm": "batch"})
+    return draws, network, init_theta(network, generator(0, "theta"), "cpu")
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_condensing_freezes_them_at_16_real_images_of_each_class(k: int) -> None:
+    """Of 20; the two sets, and the image steps, each have images of their own."""
+    draws, network, theta = condensing()
+    real = torch.cat([*draws.real(k, range(3), 16, "batch norm", 5, 1)])
+    assert len(real) == 3 * 16
+    frozen = draws.frozen(network, theta, k, 5, 1)
+    assert frozen.batch_norms and all(layer.frozen for layer in frozen.batch_norms.values())
+    torch.testing.assert_close(
+        frozen.statistics, batch_statistics(network, theta, real), rtol=0, atol=0
+    )
+    without, _ = tiny_network("lenet")
+    assert draws.frozen(without, theta, k, 5, 1) is without
+
+
+def test_image_steps_match_gradients_of_the_frozen_networks() -> None:
+    draws, network, theta = condensing()
+    distance, sets, classes = DISTANCES["squared_euclidean"], range(2), range(3)
+    plan = draws, [Block(sets, classes)], distance, None, 4, (2, 3), Engine()
+    images = torch.randn(2, 3, 1, 16, 16, generator=generator(1))
+    found = ImageSteps(network, [1] * 3, *plan).match(images, [theta] * 2, 2, 1)
+    networks = [draws.frozen(network, theta, k, 2, 1) for k in sets]
+    real = [draws.real(k, classes, 4, "real", 2, 1) for k in sets]
+    step = make_matching_step(networks, distance, None, [1] * 3)
+    expected = step(images, real, [theta] * 2, [[], []], [[None] * 3] * 2)
+    assert torch.equal(found.gradient, expected.gradient)
 
 
 def real_and_synthetic() -> tuple[Tensor, Tensor]:

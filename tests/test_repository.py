@@ -32,6 +32,9 @@ REGISTRIES = {
     "network": ("networks.py", "NETWORKS"),
     "init": ("initialisers.py", "INITIALISERS"),
     "condense.distance": ("distances.py", "DISTANCES"),
+    "condense.curvature.form": ("curvature.py", "CURVATURE_FORMS"),
+    "condense.real_precision": ("precisions.py", "PRECISIONS"),
+    "condense.network_precision": ("precisions.py", "PRECISIONS"),
     "networks.convnet.activation": ("layers.py", "ACTIVATIONS"),
     "networks.convnet.norm": ("normalisation.py", "NORMS"),
     "networks.convnet.pooling": ("layers.py", "POOLINGS"),
@@ -42,8 +45,11 @@ REGISTRIES = {
 }
 """A setting -> where the names that it takes are registered."""
 
-HEADERS = {"network": "network", "initialiser": "init", "distance": "condense.distance"}
+HEADERS = {"network": "network", "initialiser": "init"}
 """The head of a column of a table -> the setting whose names stand below it."""
+
+UNTOLD = {"init", "networks.convnet.activation", "networks.resnet18.downsampling"}
+"""Settings that have no row in the table of those with names."""
 
 PROGRAMS = {
     "git",
@@ -211,9 +217,13 @@ def test_the_readme_names_each_stage(stage: str) -> None:
     assert stage in mentioned(README)
 
 
-@pytest.mark.parametrize("key", REGISTRIES)
+DESCRIBED = "condense.curvature.form"
+"""The comment beside it says what each of its names is."""
+
+
+@pytest.mark.parametrize("key", [key for key in REGISTRIES if key != DESCRIBED])
 def test_params_and_readme_name_what_is_registered(key: str) -> None:
-    """The comment beside a setting lists the names it takes: `noise | real | mean`."""
+    """The comment beside a setting lists the names it takes: `noise | real | mean`, or `auto`."""
     names = registry_names(*REGISTRIES[key])
     setting = key.rpartition(".")[2]
     text = re.sub(r"\|\n +# *", "| ", (ROOT / "params.yaml").read_text())  # a list may go on
@@ -221,9 +231,18 @@ def test_params_and_readme_name_what_is_registered(key: str) -> None:
     lists = [
         re.findall(r"\w+", found) for found in re.findall(r"\w+(?: \| \w+)+", "\n".join(lines))
     ]
-    assert [set(found) for found in lists] == [set(names)]
+    assert [set(found) - {"auto"} for found in lists] == [set(names)]
     if key in ("network", "init", "condense.distance"):
         assert set(names) <= mentioned(README)
+
+
+def test_params_says_what_each_form_of_curvature_is() -> None:
+    """`name, name: what it is | name: what it is`."""
+    text = (ROOT / "params.yaml").read_text()
+    (comment,) = re.findall(r"^ *form: \w+ +# (.*(?:\n +# .*)*)", text, re.MULTILINE)
+    parts = re.sub(r"\n +# ", " ", comment).split(" | ")
+    told = [name for part in parts for name in part.partition(":")[0].split(", ")]
+    assert told == [*registry_names(*REGISTRIES[DESCRIBED])]
 
 
 def tables() -> Iterator[list[list[str]]]:
@@ -238,14 +257,18 @@ def test_tables_of_the_readme_name_what_exists() -> None:
     known = {"stage": set(STAGES)}
     for header, key in HEADERS.items():
         known[header] = set(registry_names(*REGISTRIES[key]))
+    heads, keys = set(), set()
     for head, *rows in tables():
-        names = known.get(head[0].lower().strip("` *"))
-        if names is not None:
+        name = head[0].lower().strip("` *")
+        if name in known:
+            heads.add(name)
             written = {name.split("@")[0] for row in rows for name in mentioned(row[0])}
-            assert written <= names, f"| {' | '.join(head)} |"
+            assert written <= known[name], f"| {' | '.join(head)} |"
         for first, *others in rows:
             for key in mentioned(first) & REGISTRIES.keys():
                 assert set(registry_names(*REGISTRIES[key])) <= mentioned(" ".join(others)), first
+                keys.add(key)
+    assert heads == known.keys() and keys == REGISTRIES.keys() - UNTOLD
 
 
 def test_what_the_readme_sets_as_code_exists() -> None:

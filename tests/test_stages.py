@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from condensation.artefacts import read_synthetic_set, set_path
+from condensation.augmentation import AUGMENTATIONS
 from condensation.datasets import Dataset
 from condensation.distances import DISTANCES
 from condensation.files import write_json
@@ -370,20 +371,33 @@ def test_a_precision_changes_the_images_and_is_said(
 def test_between_image_steps_the_network_is_trained_as_was_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_workspace(
-        tmp_path, **{"condense.network_precision": "bfloat16", "condense.outer": 3, "sets": 2}
-    )
+    changes = {
+        "condense.network_precision": "bfloat16",
+        "condense.network_batch_size": 5,
+        "condense.network_learning_rate": 0.03,
+        "condense.augmentation": "dsa",
+        "condense.iterations": 2,
+        "condense.outer": 3,
+        "condense.inner": 4,
+        "sets": 2,
+    }
+    expected = {
+        **{"compiled": False, "recorded": False, "in_parts": True, "autocast": torch.bfloat16},
+        **{"epochs": 4, "batch_size": 5, "learning_rate": 0.03, "momentum": 0, "weight_decay": 0},
+        "augmentation": AUGMENTATIONS["dsa"],
+    }
+    folder = make_workspace(tmp_path, **changes)
     taken = []
 
     def noted(*arguments: Any, **settings: Any) -> Any:
-        how = ("compiled", "recorded", "in_parts", "autocast")
-        taken.append(tuple(settings[key] for key in how))
+        taken.append({key: settings[key] for key in expected})
+        assert "schedule" not in settings
         return train(*arguments, **settings)
 
     monkeypatch.setattr("condense.train", noted)
     for stage in ("initialize", "condense"):
         run_here(folder, stage, monkeypatch)
-    assert {*taken} == {(False, False, True, torch.bfloat16)} and len(taken) % (2 * 2) == 0
+    assert taken == [expected] * (2 * 2 * 2)  # iterations, image steps but the last, sets
 
 
 def test_of_a_network_that_is_not_trained_no_precision_is_said(

@@ -21,6 +21,7 @@ from condensation.artefacts import read_synthetic_set, set_path
 from condensation.study_records import decode_images, encode_images, read_cell
 from condensation.study_runs import DivergedError, Run
 from condensation.study_settings import digest
+from conftest import ROOT
 from study import main as study
 from summarize import main as summarize
 from workspace import SMALL, make_workspace
@@ -88,6 +89,32 @@ def test_arms_at_once_have_their_data_prepared_by_one(
     assert found == {prepared[0] / "data/prepared"} and len(prepared) == 1
     assert (prepared[0] / "finished").exists()
     assert sorted(tmp_path.glob("prepared-*-*")) == prepared
+
+
+def test_data_are_prepared_from_the_repository_s_in_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stages have written in the repository is neither used nor changed."""
+    home, draw = tmp_path / "repository", np.random.default_rng(0)
+    written = [home / "data" / name for name in study_runs.OUTPUTS]
+    for place in written:
+        place.mkdir(parents=True)
+    images = draw.integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    np.savez(home / "data/own.npz", images=images, labels=np.arange(12) % 2)
+    monkeypatch.setattr(study_runs, "ROOT", home)
+    monkeypatch.setattr(study_runs, "FOLDER", tmp_path / "studies")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    prepared = study_runs.prepare({**values, "dataset": "./own.npz"})
+    arrays = {f"{part}_{what}.npy" for part in ("train", "test") for what in ("images", "labels")}
+    others = {"validation_index.npy", "statistics.json"}
+    assert {path.name for path in prepared.iterdir()} == arrays | others
+    place = prepared.parents[1]
+    assert (place / "finished").exists() and place.parent == tmp_path / "studies"
+    links = {path.name for path in (place / "data").iterdir() if path.is_symlink()}
+    assert links == {"own.npz", "raw"} and not links & {*study_runs.OUTPUTS}
+    assert not any([*each.iterdir()] for each in written)
+    kept = np.concatenate([np.load(prepared / f"{part}_images.npy") for part in ("train", "test")])
+    assert sorted(kept.reshape(12, -1).tolist()) == sorted(images.reshape(12, -1).tolist())
 
 
 def test_the_tuning_is_written_down(folder: Path) -> None:
