@@ -306,9 +306,9 @@ def output_paths() -> list[str]:
 
 
 def check_file(name: str) -> None:
-    """Check that a file that the README names exists, or is written by the pipeline."""
+    """Check that a file that a README names exists, or is written by the pipeline."""
     written = any(name.startswith(path.split("${")[0]) for path in output_paths())
-    assert (ROOT / name).exists() or written, f"README.md: there is no {name}"
+    assert (ROOT / name).exists() or written, f"there is no {name}"
 
 
 def check_settings(assignments: list[str], tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def check_settings(assignments: list[str], tmp_path: Path) -> None:
         section = settings
         for part in sections:
             section = section.get(part, {})
-        assert name in section, f"README.md: no setting {key}"
+        assert name in section, f"no setting {key}"
         if "(" not in given:
             values = [given] if given.startswith("[") else given.split(",")
             takes.append((section, name, [yaml.safe_load(value) for value in values]))

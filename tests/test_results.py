@@ -37,6 +37,12 @@ TASKS = [(LAST, k, n) for k in range(SETS) for n in range(NETWORKS_OF_LAST)] + [
 """Iteration, set and number of each network, in the order of networks.csv."""
 
 
+def rows_of(folder: Path, name: str) -> list[list[str]]:
+    """Return the rows of a table of results, without its header."""
+    with (folder / "results" / name).open() as file:
+        return [*csv.reader(file)][1:]
+
+
 class Run(NamedTuple):
     """A finished run: its folder, the labels of the test set, and what each network predicted."""
 
@@ -46,8 +52,7 @@ class Run(NamedTuple):
 
     def rows(self, name: str) -> list[list[str]]:
         """Return the rows of a table, without its header."""
-        with (self.folder / "results" / name).open() as file:
-            return [*csv.reader(file)][1:]
+        return rows_of(self.folder, name)
 
     def metrics(self, name: str) -> dict[str, Any]:
         """Return the one record of a file of metrics."""
@@ -267,7 +272,7 @@ def test_images_and_losses_are_those_of_the_plain_loop(
             assert (ours - before).abs().max() > 1e-3
             losses[iteration - 1] += loss / SETS
             before = ours
-    rows = Run(folder, np.empty(0), []).rows("condense/loss_by_class.csv")
+    rows = rows_of(folder, "condense/loss_by_class.csv")
     assert [name for _, name, _ in rows] == [*CLASSES] * LAST
     found = torch.tensor([float(loss) for *_, loss in rows], dtype=torch.float64)
     torch.testing.assert_close(found.view(LAST, 3), losses, rtol=1e-5, atol=0)

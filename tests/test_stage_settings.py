@@ -11,11 +11,10 @@ import torch
 
 from condensation.artefacts import set_path
 from condensation.augmentation import AUGMENTATIONS
-from condensation.files import write_json
 from condensation.image_sets import load_image_set
 from condensation.networks import Theta
 from condensation.training import tenth_after_half, train, train_together, warm_up_and_decay
-from workspace import make_workspace, outputs, run_here
+from workspace import make_workspace, outputs, run_here, write_ceiling
 
 ALL_OF_MLP = ("initialize", "condense", "baseline --network mlp", "evaluate --network mlp")
 QUICK: dict[str, Any] = {
@@ -141,12 +140,6 @@ def test_ceilings_are_trained_as_the_settings_say(
     assert not any(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def write_ceiling(folder: Path) -> None:
-    """Write what evaluate compares its accuracies with."""
-    ceilings = {"ceiling": 90.0, "ceiling_std": None, "ceiling_n": 1}
-    write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
-
-
 AUTO = {f"evaluate.{key}": "auto" for key in OF_TRAINING}
 
 
@@ -179,7 +172,7 @@ def test_networks_are_trained_on_their_images_as_the_protocol_or_the_settings_sa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = make_workspace(tmp_path, **QUICK, **changes, sets=2)
-    write_ceiling(folder)
+    write_ceiling(folder, 90.0)
     taken: list[tuple[tuple[Any, ...], Any]] = []
     monkeypatch.setattr("evaluate.train_together", noting(train_together, taken))
     for stage in ("initialize", "condense", "evaluate --network mlp"):
@@ -208,7 +201,7 @@ def test_every_snapshot_is_judged_by_the_same_networks(
         "evaluate.mlp.snapshot_networks": 3,
     }
     folder = make_workspace(tmp_path, **{**QUICK, **LEARNING, **changes})
-    write_ceiling(folder)
+    write_ceiling(folder, 90.0)
     run_here(folder, "initialize", monkeypatch)
     for k in range(2):
         for iteration in range(3):

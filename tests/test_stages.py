@@ -14,16 +14,15 @@ from condensation.artefacts import read_synthetic_set, set_path
 from condensation.augmentation import AUGMENTATIONS
 from condensation.datasets import Dataset
 from condensation.distances import DISTANCES
-from condensation.files import write_json
 from condensation.image_sets import ImageSet, is_folder, load_image_set
-from condensation.loops import MOST_EPOCHS, PUBLISHED_LOOPS
+from condensation.loops import MOST_EPOCHS
 from condensation.params import Params, load_params
 from condensation.precisions import PRECISIONS, Precisions
 from condensation.training import train
 from condense import augmentation_name, frame_iterations
 from conftest import ROOT
 from evaluate import list_tasks, load_sets, misjudged, spread
-from workspace import make_workspace, run_here, write_params
+from workspace import make_workspace, run_here, write_ceiling, write_params
 
 IMAGES = ImageSet(
     torch.zeros(1, 1, 2, 2),
@@ -42,7 +41,10 @@ def of_distance(ipc: int, distance: str) -> Params:
 
 @pytest.mark.parametrize(
     "ipc, expected",
-    [*PUBLISHED_LOOPS.items(), (2, (2, 6)), (7, (7, 34)), (25, (25, 22)), (100, (50, 10))],
+    [
+        *[(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (40, (40, 15))],
+        *[(50, (50, 10)), (2, (2, 6)), (7, (7, 34)), (25, (25, 22)), (100, (50, 10))],
+    ],
 )
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_loops_are_the_published_ones_or_between_them(
@@ -114,8 +116,7 @@ def test_a_ceiling_of_nothing(
     folder = make_workspace(tmp_path, **{"evaluate.networks": ["mlp"], "render.dpi": 30})
     for stage in ALL_OF_MLP[:3]:
         run_here(folder, stage, monkeypatch)
-    ceilings = {"ceiling": 0.0, "ceiling_std": None, "ceiling_n": 1}
-    write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
+    write_ceiling(folder, 0.0)
     run_here(folder, ALL_OF_MLP[3], monkeypatch)
     assert capsys.readouterr().out.endswith(", the ceiling is 0.0%\n")
     metrics = json.loads((folder / "results/evaluate/mlp/metrics.json").read_text())
@@ -131,8 +132,7 @@ def test_more_than_the_ceiling_is_said(
     for stage in ALL_OF_MLP[1:3]:
         run_here(folder, stage, monkeypatch)
     for ceiling, more in ((1.0, True), (100.0, False)):
-        ceilings = {"ceiling": ceiling, "ceiling_std": None, "ceiling_n": 1}
-        write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
+        write_ceiling(folder, ceiling)
         run_here(folder, ALL_OF_MLP[3], monkeypatch)
         said = capsys.readouterr().out
         assert f"% of the ceiling {ceiling}%\n" in said

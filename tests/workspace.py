@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from condensation.datasets import Dataset, write_prepared
+from condensation.files import write_json
 from condensation.randomness import generator
 from conftest import ROOT
 
@@ -85,6 +86,12 @@ def make_workspace(folder: Path, **changes: Any) -> Path:
     train, test = small_dataset(20, "train"), small_dataset(10, "test")
     write_prepared(folder / "data/prepared", train, test, validation)
     return folder
+
+
+def write_ceiling(folder: Path, ceiling: float) -> None:
+    """Write what `evaluate` compares an MLP's accuracies with, as `baseline` would."""
+    ceilings = {"ceiling": ceiling, "ceiling_std": None, "ceiling_n": 1}
+    write_json(folder / "results/baseline/mlp/metrics.json", {"mlp": ceilings})
 
 
 def stage_command(stage: str) -> list[str]:
