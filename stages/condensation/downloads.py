@@ -103,8 +103,6 @@ def _download(file: RemoteFile, path: Path) -> None:
             except _NotReceivedError:
                 if attempt == ATTEMPTS:
                     raise
-            except OSError as error:  # of the disk: no other attempt would do better
-                raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
             else:
                 return
 

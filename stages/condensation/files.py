@@ -40,7 +40,8 @@ def write_at_once(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Generator[Path, None, None]:
     """Give a temporary path beside `path`, whose file takes its place when the block succeeds.
 
-    For what is too large to be held in memory as a whole.
+    For what is too large to be held in memory as a whole. Errors of the system within the block are
+    taken for those of writing the file.
 
     Yields:
         The temporary path, in a folder that exists.
@@ -50,9 +51,10 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     """
     temporary = _temporary(path)
     try:
-        yield temporary
-        with _naming(path), temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # on the disk before it takes its place
+        with _naming(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # on the disk before it takes its place
         _place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
